@@ -1,0 +1,291 @@
+// Package spool keeps captures on the box until they are delivered: the segment files,
+// one folder a capture, and the records that let a restarted daemon go on. It knows
+// nothing of packets: whoever encodes them tells it lengths, counts and times.
+package spool
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spool is the two folders of a box: records (small JSON files) and segments. Its
+// methods may be called from several goroutines for different captures.
+type Spool struct {
+	records  string
+	segments string
+}
+
+// idPattern is what a capture's id looks like; nothing else is ever joined to a path.
+var idPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// namePattern is what a file in a capture's folder is called.
+var namePattern = regexp.MustCompile(`^[0-9a-z][0-9a-zA-Z._-]{0,79}$`)
+
+// Open makes the folders (mode 0700) where they are missing: records under
+// stateDir/captures, segments under segmentDir.
+func Open(stateDir, segmentDir string) (*Spool, error) {
+	s := &Spool{records: filepath.Join(stateDir, "captures"), segments: segmentDir}
+	for _, dir := range []string{stateDir, s.records, s.segments} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Folder is the capture's folder for segments. It need not exist.
+func (s *Spool) Folder(id string) string { return filepath.Join(s.segments, id) }
+
+// Create makes the capture's folder.
+func (s *Spool) Create(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	if err := os.Mkdir(s.Folder(id), 0o700); err != nil {
+		return fmt.Errorf("make spool folder: %w", err)
+	}
+	return nil
+}
+
+// OpenFile opens a file of a capture for reading. The error is fs.ErrNotExist where it
+// is gone or never was.
+func (s *Spool) OpenFile(id, name string) (*os.File, error) {
+	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
+		return nil, fmt.Errorf("file %q: %w", name, fs.ErrNotExist)
+	}
+	return os.Open(filepath.Join(s.Folder(id), name))
+}
+
+// RemoveFile deletes a file of a capture; one that is not there is no error. When it
+// returns, the deletion is durable.
+func (s *Spool) RemoveFile(id, name string) error {
+	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
+		return fmt.Errorf("file %q: %w", name, fs.ErrNotExist)
+	}
+	if err := os.Remove(filepath.Join(s.Folder(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove from spool: %w", err)
+	}
+	return syncDir(s.Folder(id))
+}
+
+// WriteFile puts a small file beside a capture's segments, whole or not at all.
+func (s *Spool) WriteFile(id, name string, data []byte) error {
+	return writeWhole(filepath.Join(s.Folder(id), name), data)
+}
+
+// RemoveCapture deletes a capture's folder with all that is in it, and its record.
+func (s *Spool) RemoveCapture(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	if err := s.RemoveFolder(id); err != nil {
+		return err
+	}
+	if err := os.Remove(s.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove record: %w", err)
+	}
+	return nil
+}
+
+// RemoveFolder deletes a capture's folder but not its record.
+func (s *Spool) RemoveFolder(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	if err := os.RemoveAll(s.Folder(id)); err != nil {
+		return fmt.Errorf("remove spool folder: %w", err)
+	}
+	return nil
+}
+
+// Files lists the names in a capture's folder, sorted.
+func (s *Spool) Files(id string) ([]string, error) {
+	entries, err := os.ReadDir(s.Folder(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// Orphans lists captures that have a folder but no record: what a kill between the
+// making of the two left behind.
+func (s *Spool) Orphans() ([]string, error) {
+	entries, err := os.ReadDir(s.segments)
+	if err != nil {
+		return nil, fmt.Errorf("read spool: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if !e.IsDir() || !idPattern.MatchString(e.Name()) {
+			continue
+		}
+		if _, err := os.Stat(s.recordPath(e.Name())); errors.Is(err, fs.ErrNotExist) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+func (s *Spool) recordPath(id string) string { return filepath.Join(s.records, id+".json") }
+
+// SaveRecord writes a capture's record, whole or not at all, and durably.
+func (s *Spool) SaveRecord(id string, record any) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	data, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	return writeWhole(s.recordPath(id), append(data, '\n'))
+}
+
+// LoadRecords reads every record into a new T and hands it over with its id. A record
+// that cannot be read is reported through bad and left where it is.
+func LoadRecords[T any](s *Spool, each func(id string, record *T), bad func(id string, err error)) error {
+	entries, err := os.ReadDir(s.records)
+	if err != nil {
+		return fmt.Errorf("read records: %w", err)
+	}
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || !idPattern.MatchString(id) {
+			continue
+		}
+		record := new(T)
+		data, err := os.ReadFile(s.recordPath(id))
+		if err == nil {
+			err = json.Unmarshal(data, record)
+		}
+		if err != nil {
+			bad(id, fmt.Errorf("record %s: %w", s.recordPath(id), err))
+			continue
+		}
+		each(id, record)
+	}
+	return nil
+}
+
+// Usage is what the segments take on the disk, in bytes.
+func (s *Spool) Usage() (int64, error) {
+	var total int64
+	err := filepath.WalkDir(s.segments, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return ignoreGone(err)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return ignoreGone(err)
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			total += st.Blocks * 512
+		} else {
+			total += info.Size()
+		}
+		return nil
+	})
+	return total, err
+}
+
+// ignoreGone lets a walk pass over what is deleted under it.
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Space tells the size of the spool's file system and what is free on it for this
+// process, in bytes.
+func (s *Spool) Space() (total, free int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.segments, &st); err != nil {
+		return 0, 0, fmt.Errorf("statfs %s: %w", s.segments, err)
+	}
+	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
+}
+
+// Recover cuts a segment that a kill left open down to its last whole packet and makes
+// it durable.
+func (s *Spool) Recover(id, name string, repair RepairFunc) (Segment, error) {
+	path := filepath.Join(s.Folder(id), name)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return Segment{}, fmt.Errorf("recover segment: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return Segment{}, fmt.Errorf("recover segment: %w", err)
+	}
+	found, err := repair(f, info.Size())
+	if err != nil {
+		return Segment{}, fmt.Errorf("recover segment %s: %w", name, err)
+	}
+	if err := f.Truncate(found.Bytes); err != nil {
+		return Segment{}, fmt.Errorf("recover segment: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return Segment{}, fmt.Errorf("recover segment: %w", err)
+	}
+	return Segment{Name: name, Bytes: found.Bytes, Packets: found.Packets, First: found.First, Last: found.Last}, nil
+}
+
+// writeWhole replaces a file: temporary name, sync, rename, sync of the folder.
+func writeWhole(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	return nil
+}
+
+// sectorPool keeps the one-sector buffers of Flush.
+var sectorPool = sync.Pool{New: func() any {
+	raw := make([]byte, 2*sector)
+	shift := -int(uintptr(unsafe.Pointer(&raw[0]))) & (sector - 1)
+	return (*[sector]byte)(raw[shift:])
+}}

@@ -1,0 +1,441 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sector is the alignment of O_DIRECT writes in bytes: offset, length and address. 4096
+// suits every block device with 512- or 4096-byte sectors (open(2), O_DIRECT).
+const sector = 4096
+
+// BlockSize gives the size of the write blocks that a Writer cuts out of memory bytes:
+// 4 MiB where there is room for eight of them, else a smaller power of two, at least
+// 64 KiB.
+func BlockSize(memory int) int {
+	size := 4 << 20
+	for size > 64<<10 && memory/size < 8 {
+		size /= 2
+	}
+	return size
+}
+
+// Segment describes one finished file.
+type Segment struct {
+	Name        string    // file name inside the capture's folder
+	Bytes       int64     // length of the file
+	Packets     uint64    // packets in it
+	First, Last time.Time // earliest and latest timestamp; zero without packets
+	Opened      time.Time // when its first byte was written
+	LostPackets uint64    // packets that were committed but are not in the file, because writing failed
+	Err         error     // why the file ends early; nil when it is whole
+}
+
+// Options configures a Writer.
+type Options struct {
+	Dir  string // the capture's folder, which must exist
+	Name func(n int) string
+	// Memory is page aligned and belongs to the Writer until Close has returned. It is
+	// cut into blocks of BlockSize(len(Memory)); at least two must fit.
+	Memory []byte
+	// SegmentSize is the expected length of a segment in bytes, for preallocation.
+	SegmentSize int64
+	// Finished is called once for each segment, in order, when the file has its final
+	// length and is on stable storage. It runs on a goroutine of the Writer.
+	Finished func(Segment)
+	// Repair finds the last whole packet of a segment that writing left incomplete.
+	Repair RepairFunc
+}
+
+// RepairFunc looks at the first size bytes of a capture file and tells where its last
+// whole block ends and how many packets stand before it.
+type RepairFunc func(f *os.File, size int64) (Repaired, error)
+
+// Repaired is what RepairFunc found.
+type Repaired struct {
+	Bytes       int64
+	Packets     uint64
+	First, Last time.Time
+}
+
+// Writer turns a stream of encoded packets into segment files. One goroutine calls
+// Reserve, Commit, Flush, Rotate and Close; a goroutine of the Writer's own does the
+// disk's work, so that a slow disk is felt only when every block is full.
+//
+// The bytes go to the disk past the page cache (O_DIRECT) in whole blocks, because the
+// copy through the page cache is what loses packets at full rate. Where a file system
+// refuses that, the same writes go through the page cache.
+type Writer struct {
+	opt       Options
+	blockSize int
+	free      chan []byte
+	ops       chan op
+	scratch   []byte
+	done      chan struct{}
+	failed    atomic.Pointer[error]
+
+	// The producer's side.
+	block    []byte // current block; nil before the first Reserve of a segment
+	fill     int    // bytes used in block
+	offset   int64  // offset in the file of block's first byte
+	flushed  int    // bytes of block that a Flush has handed over, whole sectors
+	seg      *segment
+	number   int
+	dirty    bool // bytes since the last Flush
+	reserved int
+}
+
+// segment is one file under way. The producer counts; the disk goroutine owns the file.
+type segment struct {
+	Segment
+	firstNS, lastNS int64 // timestamps so far, nanoseconds since the epoch
+
+	path   string
+	file   *os.File
+	direct bool
+	alloc  int64 // bytes preallocated
+	onDisk int64 // bytes below this offset were written without an error
+	err    error
+}
+
+type opKind uint8
+
+const (
+	opWrite  opKind = iota // write data at offset; the block goes back to free
+	opFlush                // write data at offset and tail after it; the block stays with the producer
+	opFinish               // write data at offset (padded), cut the file to its length, report it
+)
+
+type op struct {
+	kind   opKind
+	seg    *segment
+	offset int64
+	data   []byte
+	tail   *[sector]byte // opFlush: what follows data, zero padded; from sectorPool
+	block  []byte        // to give back
+	length int64         // opFinish: the file's final length
+}
+
+// NewWriter makes the first segment's file, so that a folder that cannot be written to
+// is found before a capture runs.
+func NewWriter(opt Options) (*Writer, error) {
+	w := &Writer{opt: opt, blockSize: BlockSize(len(opt.Memory)), done: make(chan struct{})}
+	n := len(opt.Memory) / w.blockSize
+	if n < 2 {
+		return nil, fmt.Errorf("spool writer: %d bytes of memory hold fewer than two blocks", len(opt.Memory))
+	}
+	w.free = make(chan []byte, n)
+	w.ops = make(chan op, n+4)
+	for i := range n {
+		w.free <- opt.Memory[i*w.blockSize : (i+1)*w.blockSize : (i+1)*w.blockSize]
+	}
+	w.open()
+	if err := w.seg.create(); err != nil {
+		return nil, err
+	}
+	go w.run()
+	return w, nil
+}
+
+// open begins the next segment on the producer's side.
+func (w *Writer) open() {
+	w.number++
+	name := w.opt.Name(w.number)
+	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, path: filepath.Join(w.opt.Dir, name)}
+	w.offset, w.fill, w.flushed, w.block = 0, 0, 0, nil
+}
+
+// Err tells why writing failed, or nil. After a failure nothing more reaches the disk.
+func (w *Writer) Err() error {
+	if p := w.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Size is the length of the current segment so far, in bytes.
+func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
+
+// Dirty tells whether something was committed since the last Flush.
+func (w *Writer) Dirty() bool { return w.dirty }
+
+// Packets is the number of packets in the current segment.
+func (w *Writer) Packets() uint64 { return w.seg.Packets }
+
+// Opened is when the current segment was begun.
+func (w *Writer) Opened() time.Time { return w.seg.Opened }
+
+// Name is the current segment's file name.
+func (w *Writer) Name() string { return w.seg.Name }
+
+// Reserve gives n bytes to write the next block of the file into, valid until Commit.
+// It waits for the disk when every write block is full.
+func (w *Writer) Reserve(n int) []byte {
+	if w.block == nil {
+		w.block = <-w.free
+		w.fill, w.flushed = 0, 0
+	}
+	w.reserved = n
+	if n <= len(w.block)-w.fill {
+		return w.block[w.fill : w.fill+n : w.fill+n]
+	}
+	// The record crosses the end of the block: it is built aside and split at Commit.
+	if len(w.scratch) < n {
+		w.scratch = make([]byte, max(n, 256<<10))
+	}
+	return w.scratch[:n:n]
+}
+
+// Commit adds the reserved bytes to the segment.
+func (w *Writer) Commit() {
+	n := w.reserved
+	w.dirty = true
+	if n <= len(w.block)-w.fill {
+		w.fill += n
+		if w.fill == len(w.block) {
+			w.handOver()
+		}
+		return
+	}
+	rest := w.scratch[:n]
+	for len(rest) > 0 {
+		if w.block == nil {
+			w.block = <-w.free
+			w.fill, w.flushed = 0, 0
+		}
+		c := copy(w.block[w.fill:], rest)
+		rest, w.fill = rest[c:], w.fill+c
+		if w.fill == len(w.block) {
+			w.handOver()
+		}
+	}
+}
+
+// CommitN is Commit for the first n of the reserved bytes.
+func (w *Writer) CommitN(n int) {
+	if n < w.reserved && w.reserved > len(w.block)-w.fill && n <= len(w.block)-w.fill {
+		copy(w.block[w.fill:], w.scratch[:n]) // it was built aside, but fits after all
+	}
+	w.reserved = n
+	w.Commit()
+}
+
+// CommitPacket is Commit for a record that holds one packet with the given timestamp in
+// nanoseconds since the epoch.
+func (w *Writer) CommitPacket(ns int64) {
+	w.Commit()
+	s := w.seg
+	s.Packets++
+	if s.Packets == 1 {
+		s.firstNS, s.lastNS = ns, ns
+		return
+	}
+	s.firstNS, s.lastNS = min(s.firstNS, ns), max(s.lastNS, ns)
+}
+
+// handOver gives the full current block to the disk goroutine.
+func (w *Writer) handOver() {
+	w.ops <- op{kind: opWrite, seg: w.seg, offset: w.offset + int64(w.flushed), data: w.block[w.flushed:w.fill], block: w.block}
+	w.offset += int64(w.fill)
+	w.block, w.fill, w.flushed = nil, 0, 0
+}
+
+// Flush hands over what was committed since the last Flush, so that a kill of the
+// process costs at most what came later. It does not wait for the disk, and does
+// nothing while the disk is behind: then blocks are being written anyway.
+func (w *Writer) Flush() {
+	if !w.dirty || w.block == nil || len(w.ops) > 0 {
+		return
+	}
+	w.dirty = false
+	whole := w.fill &^ (sector - 1)
+	// The last, unfinished sector is copied: the producer goes on filling the original.
+	tail := sectorPool.Get().(*[sector]byte)
+	clear(tail[copy(tail[:], w.block[whole:w.fill]):])
+	w.ops <- op{kind: opFlush, seg: w.seg, offset: w.offset + int64(w.flushed), data: w.block[w.flushed:whole], tail: tail}
+	w.flushed = whole
+}
+
+// Rotate ends the current segment and begins the next. It does not wait for the disk
+// unless every block is full.
+func (w *Writer) Rotate() {
+	w.finish()
+	w.open()
+}
+
+func (w *Writer) finish() {
+	o := op{kind: opFinish, seg: w.seg, offset: w.offset + int64(w.flushed), block: w.block, length: w.Size()}
+	if w.block != nil {
+		end := (w.fill + sector - 1) &^ (sector - 1)
+		clear(w.block[w.fill:end]) // nothing but this capture's bytes reaches the file, even for a moment
+		o.data = w.block[w.flushed:end]
+	}
+	w.ops <- o
+	w.block = nil
+}
+
+// Close ends the last segment, waits until every segment is on the disk and reported,
+// and returns what Err returns.
+func (w *Writer) Close() error {
+	w.finish()
+	close(w.ops)
+	<-w.done
+	return w.Err()
+}
+
+// run does the disk's work until Close.
+func (w *Writer) run() {
+	var closing sync.WaitGroup
+	var before chan struct{} // closed when the previous segment has been reported
+	for o := range w.ops {
+		w.perform(o)
+		if o.kind == opFinish {
+			// Making the file durable can take long: the next segment is written meanwhile.
+			after := make(chan struct{})
+			wait := before
+			before = after
+			closing.Go(func() {
+				defer close(after)
+				s := o.seg.close(o.length, w.opt.Repair)
+				if s.Err != nil {
+					w.fail(s.Err)
+				}
+				if wait != nil {
+					<-wait
+				}
+				w.opt.Finished(s)
+			})
+		}
+		if o.tail != nil {
+			sectorPool.Put(o.tail)
+		}
+		if o.block != nil {
+			w.free <- o.block
+		}
+	}
+	closing.Wait()
+	close(w.done)
+}
+
+func (w *Writer) fail(err error) { w.failed.CompareAndSwap(nil, &err) }
+
+// perform writes an op's bytes, unless writing has failed already.
+func (w *Writer) perform(o op) {
+	s := o.seg
+	if s.err != nil {
+		return
+	}
+	if err := w.Err(); err != nil {
+		s.err = err
+		return
+	}
+	err := s.create()
+	if err == nil && len(o.data) > 0 {
+		err = s.write(o.data, o.offset, w.opt.SegmentSize)
+	}
+	if err == nil && o.tail != nil {
+		err = s.write(o.tail[:], o.offset+int64(len(o.data)), 0)
+	}
+	if err == nil {
+		s.onDisk = o.offset + int64(len(o.data))
+		return
+	}
+	s.err = err
+	w.fail(err)
+}
+
+// create makes the segment's file, once.
+func (s *segment) create() error {
+	if s.file != nil {
+		return nil
+	}
+	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
+	f, err := os.OpenFile(s.path, flags|unix.O_DIRECT, 0o600)
+	s.direct = err == nil
+	if errors.Is(err, unix.EINVAL) {
+		os.Remove(s.path) // some file systems make the file before they refuse the flag
+		f, err = os.OpenFile(s.path, flags, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("create segment: %w", err)
+	}
+	s.file = f
+	return nil
+}
+
+// write puts data at offset. Data is sector aligned in address, length and offset.
+func (s *segment) write(data []byte, offset, expect int64) error {
+	// Preallocate once more than one block's worth comes: extents stay in one piece and
+	// the file system does its bookkeeping once.
+	if offset+int64(len(data)) > s.alloc && expect > s.alloc && len(data) >= 1<<20 {
+		if unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, expect) == nil {
+			s.alloc = expect
+		} else {
+			s.alloc = 1 << 62 // not offered here: do not ask again
+		}
+	}
+	for len(data) > 0 {
+		n, err := unix.Pwrite(int(s.file.Fd()), data, offset)
+		switch {
+		case err == nil && n > 0:
+			data, offset = data[n:], offset+int64(n)
+			if len(data) > 0 && s.direct && n%sector != 0 {
+				s.pageCache()
+			}
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINVAL) && s.direct:
+			s.pageCache()
+		case err == nil:
+			return fmt.Errorf("write segment %s: wrote nothing", s.Name)
+		default:
+			return fmt.Errorf("write segment %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// pageCache goes on without O_DIRECT.
+func (s *segment) pageCache() {
+	s.direct = false
+	if flags, err := unix.FcntlInt(s.file.Fd(), unix.F_GETFL, 0); err == nil {
+		_, _ = unix.FcntlInt(s.file.Fd(), unix.F_SETFL, flags&^unix.O_DIRECT)
+	}
+}
+
+// close cuts the file to its length, or to its last whole packet where writing failed,
+// and makes it durable.
+func (s *segment) close(length int64, repair RepairFunc) Segment {
+	out := s.Segment
+	out.Bytes, out.Err = length, s.err
+	if out.Packets > 0 {
+		out.First, out.Last = time.Unix(0, s.firstNS), time.Unix(0, s.lastNS)
+	}
+	if s.file == nil {
+		out.Bytes, out.LostPackets, out.Packets = 0, out.Packets, 0
+		return out
+	}
+	defer s.file.Close()
+	if s.err != nil {
+		s.pageCache()
+		found, err := repair(s.file, s.onDisk)
+		if err != nil {
+			found = Repaired{}
+		}
+		out.Bytes, out.LostPackets = found.Bytes, out.Packets-min(out.Packets, found.Packets)
+		out.Packets, out.First, out.Last = found.Packets, found.First, found.Last
+	}
+	if err := s.file.Truncate(out.Bytes); err != nil && out.Err == nil {
+		out.Err = fmt.Errorf("cut segment %s to its length: %w", s.Name, err)
+	}
+	if err := s.file.Sync(); err != nil && out.Err == nil {
+		out.Err = fmt.Errorf("sync segment %s: %w", s.Name, err)
+	}
+	return out
+}
