@@ -1,0 +1,286 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"capd/ctl/wire"
+)
+
+// binaries is where Build put capd and capctl, once a test process.
+var binaries struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// Build compiles capd and capctl as they are released (static) and gives their folder.
+// A test package that uses it calls Main from its TestMain, which deletes the folder.
+func Build(t testing.TB) string {
+	t.Helper()
+	binaries.once.Do(func() {
+		if binaries.dir, binaries.err = os.MkdirTemp("", "capd-bin-"); binaries.err != nil {
+			return
+		}
+		if binaries.err = os.Chmod(binaries.dir, 0o755); binaries.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-o", binaries.dir, "capd/cmd/capd", "capd/cmd/capctl")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			binaries.err = fmt.Errorf("build capd: %w\n%s", err, out)
+		}
+	})
+	if binaries.err != nil {
+		t.Fatal(binaries.err)
+	}
+	return binaries.dir
+}
+
+// Main runs a package's tests and deletes what Build made.
+func Main(m *testing.M) int {
+	defer func() {
+		if binaries.dir != "" {
+			os.RemoveAll(binaries.dir)
+		}
+	}()
+	return m.Run()
+}
+
+// Daemon is a capd process of its own inside a namespace.
+type Daemon struct {
+	NS     string
+	Dir    string // holds capd.toml, the state and the socket
+	Socket string
+	Log    *Buffer
+
+	t   testing.TB
+	bin string
+	cmd *exec.Cmd
+}
+
+// Buffer is a bytes.Buffer for several goroutines.
+type Buffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (b *Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// String gives what was written so far.
+func (b *Buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// StartDaemon starts capd in a namespace with a configuration of its own; socket and
+// state_dir are added by the environment. It returns when capd answers. The daemon is
+// stopped when the test ends, and its log shown if the test failed.
+func StartDaemon(t testing.TB, ns, toml string) *Daemon {
+	t.Helper()
+	bin := Build(t)
+	dir, err := os.MkdirTemp("", "capd-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d := &Daemon{NS: ns, Dir: dir, Socket: filepath.Join(dir, "capd.sock"), Log: new(Buffer), t: t, bin: bin}
+	d.Configure(toml)
+	t.Cleanup(func() {
+		d.Stop()
+		if t.Failed() {
+			t.Logf("capd's log:\n%s", d.Log)
+		}
+	})
+	d.Start()
+	return d
+}
+
+// Configure writes capd.toml.
+func (d *Daemon) Configure(toml string) {
+	d.t.Helper()
+	if err := os.WriteFile(filepath.Join(d.Dir, "capd.toml"), []byte(toml), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// StateDir is where capd keeps captures.
+func (d *Daemon) StateDir() string { return filepath.Join(d.Dir, "state") }
+
+// Start starts a daemon that was stopped or killed.
+func (d *Daemon) Start() {
+	d.t.Helper()
+	d.cmd = exec.Command("ip", "netns", "exec", d.NS, filepath.Join(d.bin, "capd"), "--config", filepath.Join(d.Dir, "capd.toml"))
+	d.cmd.Env = append(os.Environ(), "CAPD_SOCKET="+d.Socket, "CAPD_STATE_DIR="+d.StateDir())
+	d.cmd.Stdout, d.cmd.Stderr = d.Log, d.Log
+	d.cmd.WaitDelay = 5 * time.Second
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		conn, err := net.Dial("unix", d.Socket)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("capd does not answer: %v\n%s", err, d.Log)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// PID is the daemon's process (ip netns exec becomes it).
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Signal sends a signal to the daemon.
+func (d *Daemon) Signal(s os.Signal) {
+	d.t.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Kill ends the daemon as a crash would, and waits until it is gone.
+func (d *Daemon) Kill() {
+	d.t.Helper()
+	d.Signal(syscall.SIGKILL)
+	_ = d.cmd.Wait()
+	d.cmd = nil
+}
+
+// Stop ends the daemon in order and gives its exit code. A daemon that is not running
+// gives 0.
+func (d *Daemon) Stop() int {
+	d.t.Helper()
+	if d.cmd == nil {
+		return 0
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	stuck := time.AfterFunc(60*time.Second, func() { _ = d.cmd.Process.Signal(syscall.SIGABRT) })
+	_ = d.cmd.Wait()
+	stuck.Stop()
+	code := d.cmd.ProcessState.ExitCode()
+	d.cmd = nil
+	return code
+}
+
+// Result is what a command said.
+type Result struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Capctl runs capctl against the daemon.
+func (d *Daemon) Capctl(args ...string) Result {
+	d.t.Helper()
+	cmd := exec.Command(filepath.Join(d.bin, "capctl"), append([]string{"--socket", d.Socket}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		d.t.Fatalf("capctl %s: %v", strings.Join(args, " "), err)
+	}
+	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Must is Capctl for a command that has to succeed; it gives stdout without the last
+// newline.
+func (d *Daemon) Must(args ...string) string {
+	d.t.Helper()
+	r := d.Capctl(args...)
+	if r.Code != 0 {
+		d.t.Fatalf("capctl %s: exit code %d\n%s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+	}
+	return strings.TrimSuffix(r.Stdout, "\n")
+}
+
+// HTTP is a client whose every request goes to the daemon's socket.
+func (d *Daemon) HTTP() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", d.Socket)
+		},
+	}}
+}
+
+// Call sends a request to the daemon and gives the status and the body.
+func (d *Daemon) Call(method, path, body string) (int, string) {
+	d.t.Helper()
+	req, err := http.NewRequest(method, "http://capd"+path, strings.NewReader(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	resp, err := d.HTTP().Do(req)
+	if err != nil {
+		d.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		d.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return resp.StatusCode, string(data)
+}
+
+// Show gives a capture as the daemon tells it.
+func (d *Daemon) Show(ref string) wire.Capture {
+	d.t.Helper()
+	status, body := d.Call("GET", wire.PathCaptures+"/"+ref, "")
+	if status != http.StatusOK {
+		d.t.Fatalf("show %s: %d %s", ref, status, body)
+	}
+	var c wire.Capture
+	if err := json.Unmarshal([]byte(body), &c); err != nil {
+		d.t.Fatal(err)
+	}
+	return c
+}
+
+// Await polls until the capture satisfies ok, and gives it. It fails the test after a
+// minute.
+func (d *Daemon) Await(ref string, what string, ok func(wire.Capture) bool) wire.Capture {
+	d.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		c := d.Show(ref)
+		if ok(c) {
+			return c
+		}
+		if time.Now().After(deadline) {
+			text, _ := json.MarshalIndent(c, "", " ")
+			d.t.Fatalf("capture %s does not become %s:\n%s", ref, what, text)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Ruleset is what `nft list ruleset` prints in the daemon's namespace.
+func (d *Daemon) Ruleset() string {
+	d.t.Helper()
+	return RunIn(d.t, d.NS, "nft", "list", "ruleset")
+}
