@@ -1,0 +1,188 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"capd/ctl/wire"
+)
+
+// completionPatience is how long a shell is kept waiting for capd at a press of TAB.
+const completionPatience = 2 * time.Second
+
+// many is the number of captures that a command takes which takes any.
+const many = 1 << 30
+
+// completionCommand is capctl completion.
+func (a *app) completionCommand() *cobra.Command {
+	shells := []string{"bash", "zsh", "fish", "powershell"}
+	return &cobra.Command{
+		Use:     "completion SHELL",
+		GroupID: groupOther,
+		Short:   "completion for bash, zsh, fish or powershell",
+		Long: `completion prints a script that completes capctl's commands and flags, and asks capd for
+captures and destinations. Load it into the shell that runs, or put it where the shell
+looks for such scripts.`,
+		Example: `  source <(capctl completion bash)                                   this bash (needs bash-completion)
+  capctl completion bash > /etc/bash_completion.d/capctl             every bash
+  capctl completion zsh > "${fpath[1]}/_capctl"                      every zsh
+  capctl completion fish > ~/.config/fish/completions/capctl.fish    every fish
+  capctl completion powershell | Out-String | Invoke-Expression      this PowerShell`,
+		ValidArgs: shells,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := exactly("SHELL")(cmd, args); err != nil {
+				return err
+			}
+			if err := oneOf(args[0], shells); err != nil {
+				return usagef("capctl completion: %v", err)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root := cmd.Root()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(a.stdout, true)
+			case "zsh":
+				return root.GenZshCompletion(a.stdout)
+			case "fish":
+				return root.GenFishCompletion(a.stdout, true)
+			}
+			return root.GenPowerShellCompletionWithDesc(a.stdout)
+		},
+	}
+}
+
+// noFiles completes nothing, where the shell would otherwise offer files.
+var noFiles = cobra.NoFileCompletions
+
+// completeCapture completes ids and names of captures that a command can be used on; nil
+// wants all.
+func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) >= most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+		defer cancel()
+		captures, err := a.client().List(ctx, true)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ids := shortIDs(captures)
+		names := map[string]bool{}
+		var found []cobra.Completion
+		add := func(text, about string) {
+			if strings.HasPrefix(text, word) && !slices.Contains(args, text) {
+				found = append(found, cobra.CompletionWithDesc(text, about))
+			}
+		}
+		for i, c := range captures {
+			if wants != nil && !wants(c) {
+				names[c.Name] = true // the name means this one, and not an older one
+				continue
+			}
+			begun := c.Submitted
+			about := clean(strings.Join(strings.Fields(c.Status+" "+c.Name+" "+filterText(c.StartRequest)), " "))
+			about = fmt.Sprintf("%s, %s old", about, age(a.now().Sub(begun.Time)))
+			if len(word) > shortID && strings.HasPrefix(c.ID, word) {
+				add(c.ID, about)
+			} else {
+				add(ids[i], about)
+			}
+			if c.Name != "" && clean(c.Name) == c.Name && !names[c.Name] {
+				names[c.Name] = true
+				add(c.Name, about)
+			}
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	}
+}
+
+// completeDestination completes the names of profiles.
+func (a *app) completeDestination(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.destinations(cmd, nil, word)
+}
+
+func (a *app) destinations(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+	defer cancel()
+	list, err := a.client().Destinations(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var found []cobra.Completion
+	for _, d := range list {
+		if strings.HasPrefix(d.Name, word) {
+			found = append(found, cobra.CompletionWithDesc(d.Name, clean(d.Type+" "+d.URL)))
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeRequest completes the values of the flags of start and explain.
+func (a *app) completeRequest(cmd *cobra.Command) {
+	fixed := func(words ...string) cobra.CompletionFunc {
+		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+	}
+	for flag, complete := range map[string]cobra.CompletionFunc{
+		"destination":  a.destinations,
+		"interface":    a.completeInterface,
+		"hook":         completeHooks,
+		"type":         fixed(wire.TypeFull, wire.TypeSimple),
+		"sample-by":    fixed(wire.SampleByPacket, wire.SampleByFlow),
+		"on-overload":  fixed(wire.OverloadSample, wire.OverloadStop),
+		"format":       fixed(wire.FormatPcapng, wire.FormatPcap),
+		"link-type":    fixed(wire.LinkAuto, wire.LinkEthernet, wire.LinkRaw, wire.LinkSLL2),
+		"time-limit":   fixed("30s", "5m", "1h"),
+		"byte-limit":   fixed("10mb", "100mb", "1gb"),
+		"name":         noFiles,
+		"packet-limit": noFiles,
+		"snaplen":      noFiles,
+		"sample":       noFiles,
+		"label":        noFiles,
+		"segment-size": noFiles,
+		"segment-time": noFiles,
+		"ring":         noFiles,
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, complete) // fails only for a flag that is not there: a test looks
+	}
+}
+
+// completeInterface completes the interfaces of this machine.
+func (a *app) completeInterface(_ *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	entries, err := os.ReadDir(a.devices)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var found []cobra.Completion
+	for _, e := range entries {
+		// Beside the interfaces lie files of drivers, such as bonding_masters.
+		if !e.Type().IsRegular() && strings.HasPrefix(e.Name(), word) {
+			found = append(found, e.Name())
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeHooks completes a list of hooks, the last word of it.
+func completeHooks(_ *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	before := word[:strings.LastIndexByte(word, ',')+1]
+	given := strings.Split(before, ",")
+	var found []cobra.Completion
+	for _, h := range hooks {
+		if !slices.Contains(given, h) && strings.HasPrefix(before+h, word) {
+			found = append(found, before+h)
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder | cobra.ShellCompDirectiveNoSpace
+}

@@ -1,0 +1,184 @@
+// Package ctl is capctl: its subcommands, what they print and how they end.
+package ctl
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"capd/ctl/client"
+	"capd/ctl/wire"
+)
+
+// Main runs capctl with the arguments after the program's name and returns its exit
+// code. Where stdout or stderr is a terminal, tables fit it and colours are used.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	// The first signal ends what is under way; a second finds the default again, so that
+	// nothing can be too stuck for it.
+	context.AfterFunc(ctx, stop)
+	a := &app{
+		stdin: stdin, stdout: stdout, stderr: stderr,
+		getenv:  os.Getenv,
+		now:     time.Now,
+		zone:    time.Local,
+		signals: notify,
+		devices: "/sys/class/net",
+		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second},
+	}
+	return a.run(ctx, args)
+}
+
+// app is one run of capctl: what it was given by the process, and its global flags.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	now            func() time.Time
+	zone           *time.Location                         // of the times in tables
+	signals        func() (<-chan os.Signal, func())      // SIGINT and SIGTERM, until the function is called
+	screen         func(io.Writer) (columns int, ok bool) // nil: ask the kernel; tests have terminals of their own
+	devices        string                                 // where network interfaces are listed
+	timing         timing
+
+	socket  string
+	json    bool
+	quiet   bool
+	noColor bool
+	utc     bool
+
+	order []string // the commands' names as the help lists them
+	capd  *client.Client
+}
+
+// timing is how long capctl waits for what.
+type timing struct {
+	poll     time.Duration // between two looks at a capture that is waited for
+	plain    time.Duration // between two lines about it where there is no terminal
+	patience time.Duration // for a capd that has gone away meanwhile
+	quick    time.Duration // for an answer that needs nothing but capd itself
+}
+
+// Command groups, in the order of the help.
+const (
+	groupCapture = "capture"
+	groupFiles   = "files"
+	groupCheck   = "check"
+	groupOther   = "other"
+)
+
+// run parses the arguments, does what they say and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	if args == nil {
+		args = []string{} // nil would make cobra take the process's own
+	}
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if a.capd != nil {
+		a.capd.Close()
+	}
+	return a.report(err)
+}
+
+func (a *app) root() *cobra.Command {
+	var version bool
+	root := &cobra.Command{
+		Use:   "capctl",
+		Short: "packet captures on this box, by capd",
+		Long: `capctl starts packet captures, shows what they are doing and collects their files.
+capd does the capturing: it matches packets in the kernel's own firewall, writes them as
+pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
+		Example: `  capctl start -d soc -t 5m udp port 5060     begin; prints the capture's id
+  capctl list                                 what is running, and what was
+  capctl show 0f8c                            everything about one
+  capctl stop 0f8c                            end it early
+  capctl start --wait -c 100 icmp             stay until 100 packets are delivered`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          a.unknownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return a.version(cmd.Context())
+			}
+			return cmd.Help()
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpFunc(a.help)
+	root.SetUsageFunc(func(cmd *cobra.Command) error { a.help(cmd, nil); return nil })
+	root.AddGroup(
+		&cobra.Group{ID: groupCapture, Title: "Captures"},
+		&cobra.Group{ID: groupFiles, Title: "Their files"},
+		&cobra.Group{ID: groupCheck, Title: "Before a capture"},
+		&cobra.Group{ID: groupOther, Title: "About capctl"},
+	)
+
+	flags := root.PersistentFlags()
+	flags.SortFlags = false
+	flags.StringVar(&a.socket, "socket", a.getenv("CAPD_SOCKET"), "capd's socket at `PATH` (or CAPD_SOCKET; default "+wire.DefaultSocket+")")
+	flags.BoolVar(&a.json, "json", false, "print what capd answers, as JSON")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "data and errors only: no notes, no progress")
+	flags.BoolVar(&a.noColor, "no-color", false, "no colours (also with NO_COLOR set)")
+	flags.BoolVar(&a.utc, "utc", false, "times in UTC instead of this machine's zone")
+	root.Flags().BoolVar(&version, "version", false, "as capctl version")
+
+	help := a.helpCommand()
+	root.SetHelpCommand(help)
+	for _, cmd := range []*cobra.Command{
+		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(),
+		a.downloadCommand(), a.retryCommand(), a.removeCommand(),
+		a.explainCommand(), a.destinationCommand(),
+		a.versionCommand(), a.completionCommand(), help,
+	} {
+		root.AddCommand(cmd)
+		a.order = append(a.order, cmd.Name())
+		for _, c := range append(cmd.Commands(), cmd) {
+			c.Flags().SortFlags = false
+			c.DisableFlagsInUseLine = true // the lines of use say where flags go
+		}
+	}
+	return root
+}
+
+// client gives the connection to capd, made at its first use, when the flags are known.
+func (a *app) client() *client.Client {
+	if a.capd == nil {
+		a.capd = &client.Client{Socket: a.socket, UserAgent: "capctl/" + buildVersion()}
+	}
+	return a.capd
+}
+
+// soon bounds a call that capd answers from its own memory: where that takes long, capd
+// hangs, and the user should hear of it.
+func (a *app) soon(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, a.timing.quick)
+}
+
+// notify gives the process's signals.
+func notify() (<-chan os.Signal, func()) {
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
+	return c, func() { signal.Stop(c) }
+}
+
+// buildVersion is the version that the Go tool stamped into the program: a tag, or a
+// commit's time and hash.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}

@@ -1,0 +1,165 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"capd/ctl/wire"
+)
+
+// stopCommand is capctl stop.
+func (a *app) stopCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:        "stop [flags] CAPTURE... | --all",
+		GroupID:    groupCapture,
+		Short:      "end captures; prints their final counts",
+		SuggestFor: []string{"kill", "end", "abort"},
+		Long: `stop ends captures and prints their final counts. When it returns, no rule of theirs is
+left in the kernel; what was captured is delivered, which capctl show follows. Stopping a
+capture that has ended does nothing. --all stops every capture that runs.`,
+		Example: `  capctl stop 0f8c
+  capctl stop voip-drops 77ab
+  capctl stop --all`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case all && len(args) > 0:
+				return usagef("capctl stop: either captures or --all")
+			case !all && len(args) == 0:
+				return usagef("capctl stop wants a CAPTURE, or --all").withHint("capctl list shows what runs")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeCapture(many, func(c wire.Capture) bool { return unstopped(c) }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if all {
+				ctx, cancel := a.soon(cmd.Context())
+				captures, err := a.client().List(ctx, false)
+				cancel()
+				if err != nil {
+					return err
+				}
+				for _, c := range captures {
+					if unstopped(c) {
+						args = append(args, c.ID)
+					}
+				}
+				if len(args) == 0 {
+					a.note("no capture runs")
+				}
+			}
+			stopped := []wire.Capture{}
+			err := a.each(cmd.Context(), args, func(ctx context.Context, ref string) error {
+				c, err := a.client().Stop(ctx, ref)
+				if err != nil {
+					return err
+				}
+				stopped = append(stopped, c)
+				if !a.json {
+					_, err = fmt.Fprintln(a.stdout, finalCounts(c))
+				}
+				return err
+			})
+			if a.json && (err == nil || len(stopped) > 0) {
+				var out any = stopped
+				if len(args) == 1 && !all {
+					out = stopped[0]
+				}
+				return errors.Join(err, a.printJSON(out))
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "every capture that runs")
+	return cmd
+}
+
+func unstopped(c wire.Capture) bool {
+	return c.Status == wire.StatusPending || c.Status == wire.StatusRunning
+}
+
+// finalCounts says in a line what a capture came to.
+func finalCounts(c wire.Capture) string {
+	name := short(c.ID)
+	if c.Name != "" {
+		name += " " + clean(c.Name)
+	}
+	matched := "matched not known:"
+	if c.Packets.Matched != nil {
+		matched = "matched " + count(*c.Packets.Matched) + " ="
+	}
+	return fmt.Sprintf("%s: %s captured %s + lost %s + discarded %s; %s in %s", name, matched,
+		count(c.Packets.Captured), count(c.Packets.Lost), count(c.Packets.Discarded),
+		size(c.Bytes.Written), plural(uint64(len(c.Files)), "file", "files"))
+}
+
+// retryCommand is capctl retry.
+func (a *app) retryCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:        "retry [flags] CAPTURE",
+		GroupID:    groupFiles,
+		Short:      "deliver again what is not delivered",
+		SuggestFor: []string{"redeliver", "resend"},
+		Long: `retry has capd deliver at once what of a capture is not delivered, instead of waiting for
+the next try, and also what it had given up. capctl show tells how it goes.`,
+		Example: `  capctl destination check soc && capctl retry 0f8c`,
+		Args:    exactly("CAPTURE"),
+		ValidArgsFunction: a.completeCapture(1, func(c wire.Capture) bool {
+			return c.Status == wire.StatusDelivering || c.Status == wire.StatusFailed
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client().Retry(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(c)
+			}
+			left := uint64(0)
+			for _, f := range c.Files {
+				if f.Status != wire.FileDelivered && f.Status != wire.FileRemoved {
+					left++
+				}
+			}
+			a.note("%s to %s; capctl show %s tells how it goes", plural(left, "file", "files"), c.Destination, short(c.ID))
+			return nil
+		},
+	}
+}
+
+// removeCommand is capctl rm.
+func (a *app) removeCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:        "rm [flags] CAPTURE...",
+		GroupID:    groupFiles,
+		Short:      "forget finished captures and delete what is left of them here",
+		SuggestFor: []string{"remove", "delete", "del", "forget", "prune"},
+		Long: `rm forgets finished captures and deletes what is left of them on the box; what was
+delivered stays where it is. Data that should have been delivered and is not is deleted
+only with --force. A capture that runs has to be stopped first.`,
+		Example: `  capctl rm 0f8c
+  capctl rm --force voip-drops`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return exactly("CAPTURE")(cmd, args)
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeCapture(many, func(c wire.Capture) bool { return !unstopped(c) }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(cmd.Context(), args, func(ctx context.Context, ref string) error {
+				if err := a.client().Remove(ctx, ref, force); err != nil {
+					return err
+				}
+				a.note("removed %s", ref)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also data that is not delivered")
+	return cmd
+}
