@@ -5,21 +5,28 @@
 // capd`. Both have the owner flag: nobody else can change them, and they vanish with the
 // connection that made them, so that a killed capd leaves no rule behind.
 //
-// A packet's way through one capture's rules:
+// A packet's way through the rules of one capture:
 //
-//	base chain            jump, for each capture at this hook
-//	capture_ID_HOOK       what this hook leaves out, the interfaces
-//	capture_ID_stamped    the filter (or _clocked: hooks without a kernel timestamp)
-//	…_stamped_log         excluded flows, seen, dead-man switch, sampling, rate
-//	…_stamped_N           counter and log, one chain for each NFLOG group
+//	prerouting                     base chain: a jump for each capture at this hook
+//	capture_ID_prerouting          what this hook leaves out; interfaces
+//	capture_ID_stamped             the filter
+//	capture_ID_stamped_log         excluded flows, seen, dead-man switch, sample, rate
+//	capture_ID_stamped_0, _1, …    counter and log: a chain for each NFLOG group
 //
-// Chains that would hold nothing are left out.
+// Chains that would hold nothing are left out. Hooks at which the kernel stamps the time
+// (prerouting, input, forward, ingress, egress) share the chains called stamped, the
+// others (output, postrouting) those called clocked: they log to groups of their own.
+//
+// Priorities: all hooks but two stand at -450, before fragments are put together (-400),
+// before raw (-300), conntrack (-200) and DNAT (-100), and before any firewall's verdict.
+// Postrouting and egress stand at 450, after SNAT (100): what they see is what leaves.
 package nft
 
 import (
-	"capd/nft/filter"
 	"errors"
 	"time"
+
+	"capd/nft/filter"
 )
 
 // Spec is everything that the rules of one capture depend on.
@@ -35,9 +42,10 @@ type Spec struct {
 	// rest. At forward and postrouting either side may be the one. Ingress and egress
 	// need at least one; patterns there are expanded when the rules are installed.
 	Interfaces []string
-	// Once leaves out, at prerouting, what another hook of the default pair has seen or
-	// will see: packets over lo, looped-back copies of multicast and broadcast sent from
-	// here, and the second pass of packets that come out of IPsec or a VRF.
+	// Once leaves out what another hook of the default pair, prerouting and output, sees
+	// or saw: at prerouting packets over lo, looped-back copies of multicast and
+	// broadcast sent from here, and the second pass of packets that come out of IPsec or
+	// into a VRF; at output the first pass of packets that leave through a VRF.
 	Once bool
 
 	Stamped []uint16 // NFLOG groups for prerouting, input, forward, ingress and egress
@@ -46,21 +54,23 @@ type Spec struct {
 
 	Prefix         string // of each log message; at most 127 bytes
 	Snaplen        uint32 // bytes of payload; 0 = whole packets
-	QueueThreshold uint16 // packets per batch at most; 0 = the kernel's default
+	QueueThreshold uint16 // packets a batch at most; 0 = the kernel's default
 	Sample         uint32 // one packet in Sample; 0 and 1 = all
-	SampleFlow     bool   // sample whole flows (both directions) instead of packets
-	Rate           uint64 // packets a second that are logged at most; 0 = no limit
+	SampleFlow     bool   // sample whole flows, both directions alike, instead of packets
+	// Rate is how many packets a second are logged at most, with a tenth of that as
+	// burst; 0 = no limit. Ingress and egress are limited apart from the other hooks.
+	Rate uint64
 }
 
-// Counters are a capture's packets as the kernel's own rules counted them. Seen is
-// always the sum of the other parts, once no packet is on its way through the rules.
+// Counters are a capture's packets as the kernel's own rules counted them. Seen is the
+// sum of the other parts, exactly, once no packet is on its way through the rules.
 type Counters struct {
 	Seen       uint64            // matched the filter
 	SampledOut uint64            // not in the sample
 	Limited    uint64            // held back by Rate or by the dead-man switch
 	Matched    map[uint16]uint64 // logged, by NFLOG group
-	// Reset tells that somebody set a counter back (nft reset rules): the totals are
-	// carried on, but what was counted between the last look and the reset is missing.
+	// Reset tells that somebody set a counter back (nft reset rules): the totals go on
+	// from there, but what was counted between the last look and the reset is missing.
 	Reset bool
 }
 
@@ -73,68 +83,17 @@ func (c Counters) Total() uint64 {
 	return sum
 }
 
-// RenewTimeout is how long rules go on logging after the last Renew.
+// RenewTimeout is how long the rules go on logging after the last Renew.
 const RenewTimeout = 5 * time.Second
 
-// Sentinels for errors.Is.
+// Sentinels for errors.Is. Kernel errors can be told with errno (unix.EPERM …) too.
 var (
-	ErrOwned   = errors.New("the table belongs to another process")
-	ErrExists  = errors.New("exists already")
-	ErrUnknown = errors.New("no such capture")
-	ErrClosed  = errors.New("the table is closed")
+	ErrOwned       = errors.New("the table belongs to another process")
+	ErrExists      = errors.New("exists already")
+	ErrUnknown     = errors.New("no such capture")
+	ErrNoInterface = errors.New("no such interface")
+	ErrClosed      = errors.New("the table is closed")
 )
 
-// Table is the connection that owns capd's tables. Its methods may be called from
-// several goroutines.
-type Table struct{}
-
-// Open takes the table `inet capd` in the calling thread's network namespace.
-func Open() (*Table, error) { return nil, errors.ErrUnsupported }
-
-// Install puts a capture's rules in place, in one transaction: after an error nothing
-// of it is there.
-func (t *Table) Install(s Spec) error { return errors.ErrUnsupported }
-
-// Unhook takes the capture's jumps out of the base chains. Its chains and counters stay
-// until Remove. Packets that are already in the chains may still be counted and logged
-// until an RCU grace period has passed.
-func (t *Table) Unhook(id string) error { return errors.ErrUnsupported }
-
-// Counters reads the capture's totals.
-func (t *Table) Counters(id string) (Counters, error) { return Counters{}, errors.ErrUnsupported }
-
-// Remove deletes everything of the capture, and what only it needed.
-func (t *Table) Remove(id string) error { return errors.ErrUnsupported }
-
-// Renew feeds the dead-man switch: without a call for RenewTimeout the kernel stops
-// logging and counts packets as limited. Call it every second.
-func (t *Table) Renew() error { return errors.ErrUnsupported }
-
-// Close gives the tables up; the kernel deletes them.
-func (t *Table) Close() error { return nil }
-
-// Ruleset prints the rules of a capture as `nft list ruleset` would, when it is the only
-// one. It needs no rights and touches nothing.
-func Ruleset(s Spec) (string, error) { return "", errors.ErrUnsupported }
-
-// CPUs gives the number of processors that the kernel may ever use, for Spec.CPUs.
-func CPUs() int { return 1 }
-
-// Features tells what this kernel can do, each as nil or as the reason why not.
-type Features struct {
-	Owner   error // tables with an owner: without it there is no capture
-	Log     error // NFLOG from nftables: without it there is no capture
-	Counter error
-	Timeout error // sets with timeouts, for the dead-man switch
-	Sample  error // numgen
-	Flow    error // symhash
-	Limit   error
-	IPsec   error // meta ipsec and rt ipsec: without them Once cannot tell second passes
-	VRF     error // meta iifkind
-	Ingress error // netdev ingress
-	Egress  error // netdev egress
-}
-
-// Probe finds out, in the calling thread's network namespace, what the kernel can do. It
-// leaves nothing behind. The error is set where nothing could be tried at all.
-func Probe() (Features, error) { return Features{}, errors.ErrUnsupported }
+// tableName is the name of both tables.
+const tableName = "capd"

@@ -46,7 +46,7 @@ func And(a, b *Filter) *Filter {
 	case b.All():
 		return a
 	}
-	return &Filter{root: And2(a.root, b.root)}
+	return &Filter{root: all(a.root, b.root)}
 }
 
 // String gives the filter in words for people, without loss; it is empty for a filter

@@ -1,0 +1,416 @@
+package nft
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"capd/nft/filter"
+)
+
+// What follows describes rules before they are either printed or sent to the kernel:
+// text.go and lower.go read the same description, so that they cannot differ.
+
+type family uint8
+
+const (
+	inet family = iota
+	netdev
+)
+
+func (f family) String() string {
+	if f == netdev {
+		return "netdev"
+	}
+	return "inet"
+}
+
+// link is what filters have to expect at the hooks of the family.
+func (f family) link() filter.Link {
+	if f == netdev {
+		return filter.LinkEthernet
+	}
+	return filter.LinkRaw
+}
+
+// tableRules is what one capture adds to one table.
+type tableRules struct {
+	family family
+	rate   *rate
+	sets   []filter.Set
+	bases  []chain // base chains with nothing but the capture's jump in them
+	chains []chain
+}
+
+type rate struct {
+	name      string
+	perSecond uint64
+	burst     uint32
+}
+
+type chain struct {
+	name  string
+	hook  *hook // nil: not a base chain
+	rules []rule
+}
+
+type hook struct {
+	name     string // as in Spec.Hooks
+	device   string // netdev only
+	priority int32
+}
+
+// rule is, in this order: matches, a jump by CPU, the rate, a counter, a log message, a
+// verdict.
+type rule struct {
+	matches []filter.Match
+	byCPU   []string // chains to go to, by CPU number
+	rate    string
+	count   role
+	log     *logging
+	verdict verdict
+	target  string
+	comment string
+}
+
+type logging struct {
+	prefix    string
+	group     uint16
+	snaplen   uint32
+	threshold uint16
+}
+
+// role says what the counter of a rule counts.
+type role uint8
+
+const (
+	countNothing role = iota
+	countSeen
+	countSampledOut
+	countLimited
+	countMatched
+)
+
+type verdict uint8
+
+const (
+	fallThrough verdict = iota
+	doReturn
+	doJump
+	doGoto
+)
+
+// lacks tells what the kernel cannot match; rules that need it are left out.
+type lacks struct{ ipsec, vrf bool }
+
+// Keys that only this package's own rules use.
+const (
+	keyCPU     filter.Key = "meta cpu"
+	keyAlive   filter.Key = "meta mark" // with mask 0: the same for every packet
+	keySymHash filter.Key = "symhash mod"
+	keyNumGen  filter.Key = "numgen random mod"
+	keyRtIPsec filter.Key = "rt ipsec"
+	keyIPsec   filter.Key = "meta ipsec"
+	keyIIfKind filter.Key = "meta iifkind"
+	keyOIfKind filter.Key = "meta oifkind"
+	keyFibType filter.Key = "fib daddr . oif type"
+)
+
+// aliveSet is the set whose only element Table.Renew keeps alive.
+const aliveSet = "alive"
+
+// The order in which hooks are laid out, whatever order they are asked for in.
+var (
+	inetHooks   = []string{"prerouting", "input", "forward", "output", "postrouting"}
+	netdevHooks = []string{"ingress", "egress"}
+)
+
+// Bytes of constants: linux/if_packet.h PACKET_*, linux/rtnetlink.h RTN_LOCAL.
+const (
+	packetBroadcast = 1
+	packetMulticast = 2
+	rtnLocal        = 2
+)
+
+func priorityOf(hookName string) int32 {
+	if hookName == "postrouting" || hookName == "egress" {
+		return 450
+	}
+	return -450
+}
+
+// layout turns a valid Spec into rules. devices are the interfaces' names for ingress
+// and egress.
+func layout(s Spec, devices []string, l lacks) ([]tableRules, error) {
+	var tables []tableRules
+	for _, f := range []family{inet, netdev} {
+		b := builder{spec: s, lacks: l, base: "capture_" + s.ID[:8], tableRules: tableRules{family: f}}
+		if err := b.build(devices); err != nil {
+			return nil, err
+		}
+		if len(b.bases) > 0 {
+			tables = append(tables, b.tableRules)
+		}
+	}
+	return tables, nil
+}
+
+// builder collects one table's rules.
+type builder struct {
+	spec  Spec
+	lacks lacks
+	base  string // what the names of the capture's chains begin with
+	tableRules
+}
+
+// build lays out the base chains, then the chains behind them, in the order in which a
+// packet meets them.
+func (b *builder) build(devices []string) error {
+	names := inetHooks
+	if b.family == netdev {
+		names = netdevHooks
+	}
+	var stamped, clocked []string
+	for _, name := range names {
+		switch {
+		case !slices.Contains(b.spec.Hooks, name):
+		case name == "output" || name == "postrouting":
+			clocked = append(clocked, name)
+		default:
+			stamped = append(stamped, name)
+		}
+	}
+	if b.spec.Rate > 0 && len(stamped)+len(clocked) > 0 {
+		burst := min(max(b.spec.Rate/10, 5), 1<<31)
+		b.rate = &rate{"rate_" + b.spec.ID[:8], b.spec.Rate, uint32(burst)}
+	}
+	if err := b.class("stamped", stamped, b.spec.Stamped, devices); err != nil {
+		return err
+	}
+	return b.class("clocked", clocked, b.spec.Clocked, devices)
+}
+
+// class lays out the hooks that share groups.
+func (b *builder) class(class string, hooks []string, groups []uint16, devices []string) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	program, err := b.spec.Filter.Compile(b.family.link())
+	if err != nil {
+		return err
+	}
+	first := b.base + "_" + class
+	logChain := first + "_log"
+	target := first
+	if len(program.Chains) == 0 {
+		target = logChain
+	}
+	for _, h := range hooks {
+		if b.family == netdev {
+			b.deviceHooks(h, target, devices)
+		} else {
+			b.inetHook(h, target)
+		}
+	}
+	b.filter(first, logChain, program)
+	if err := b.logChain(first, logChain, groups); err != nil {
+		return err
+	}
+	return nil
+}
+
+// comment names the capture and says what a rule is for.
+func (b *builder) comment(text string) string { return comment(b.spec, text) }
+
+func comment(s Spec, text string) string {
+	c := "capture " + s.ID[:8]
+	if s.Name != "" {
+		c += " (" + s.Name + ")"
+	}
+	if text != "" {
+		c += ": " + text
+	}
+	return c
+}
+
+// inetHook adds a base chain with a jump, and the chain for what is said of the hook
+// alone, if anything is.
+func (b *builder) inetHook(name, target string) {
+	var rules []rule
+	leave := func(why string, m ...filter.Match) {
+		rules = append(rules, rule{matches: m, verdict: doReturn, comment: b.comment(why)})
+	}
+	is := func(key filter.Key, value ...byte) filter.Match {
+		return filter.Match{Key: key, Values: []filter.Span{{Lo: value}}}
+	}
+	if b.spec.Once && name == "prerouting" {
+		leave("over lo, seen at output", is(filter.IIfName, []byte("lo")...))
+		if !b.lacks.ipsec {
+			// A copy that ip_mc_output loops back keeps the route it was sent by; a packet
+			// that came in has none yet, so that nothing of rt matches it, not even
+			// "missing" (nft_rt_get_eval breaks off without skb_dst). The kind of packet
+			// keeps other routed packets out of this, those from a tunnel with metadata.
+			copies := filter.Match{Key: filter.PktType, Op: filter.In,
+				Values: []filter.Span{{Lo: []byte{packetBroadcast}}, {Lo: []byte{packetMulticast}}}}
+			leave("looped back, seen at output", copies, is(keyRtIPsec, 0))
+			leave("out of IPsec, seen before", is(keyIPsec, 1))
+		}
+		if !b.lacks.vrf {
+			leave("passed on to a VRF, seen before", is(keyIIfKind, []byte("vrf")...))
+		}
+	}
+	if b.spec.Once && name == "output" && !b.lacks.vrf {
+		// A packet sent through a VRF comes by twice, to the VRF and to its real device;
+		// one to an address of the VRF itself only once.
+		elsewhere := filter.Match{Key: keyFibType, Op: filter.NotEqual,
+			Values: []filter.Span{{Lo: nativeUint32(rtnLocal)}}}
+		leave("on to a VRF's device, seen there", is(keyOIfKind, []byte("vrf")...), elsewhere)
+	}
+
+	var keys []filter.Key
+	switch name {
+	case "prerouting", "input":
+		keys = []filter.Key{filter.IIfName}
+	case "output":
+		keys = []filter.Key{filter.OIfName}
+	default:
+		keys = []filter.Key{filter.IIfName, filter.OIfName}
+	}
+	limited := len(b.spec.Interfaces) > 0 && !slices.Contains(b.spec.Interfaces, "*")
+	for _, key := range keys {
+		for _, pattern := range b.spec.Interfaces {
+			if limited {
+				rules = append(rules, rule{matches: []filter.Match{is(key, []byte(pattern)...)},
+					verdict: doGoto, target: target, comment: b.comment("")})
+			}
+		}
+	}
+	if len(rules) > 0 {
+		if !limited {
+			rules = append(rules, rule{verdict: doGoto, target: target, comment: b.comment("")})
+		}
+		target = b.base + "_" + name
+		b.chains = append(b.chains, chain{name: target, rules: rules})
+	}
+	b.jump(chain{name: name, hook: &hook{name: name, priority: priorityOf(name)}}, target)
+}
+
+// deviceHooks adds a base chain with a jump for each device: a chain of family netdev
+// has one device.
+func (b *builder) deviceHooks(name, target string, devices []string) {
+	for _, device := range devices {
+		h := &hook{name: name, device: device, priority: priorityOf(name)}
+		b.jump(chain{name: name + "_" + device, hook: h}, target)
+	}
+}
+
+// jump adds a base chain that leads to target.
+func (b *builder) jump(c chain, target string) {
+	c.rules = []rule{{verdict: doJump, target: target, comment: b.comment("")}}
+	b.bases = append(b.bases, c)
+}
+
+// filter adds the filter's chains; what they want goes to logChain.
+func (b *builder) filter(first, logChain string, p *filter.Program) {
+	name := func(part string) string {
+		if part == "" {
+			return first
+		}
+		return first + "_" + part
+	}
+	for _, c := range p.Chains {
+		out := chain{name: name(c.Name)}
+		for _, r := range c.Rules {
+			to := rule{matches: slices.Clone(r.Matches), comment: b.comment("")}
+			for i, m := range to.matches {
+				if m.Set != "" {
+					to.matches[i].Set = name(m.Set)
+				}
+			}
+			switch r.Verdict {
+			case filter.Hit:
+				to.verdict, to.target = doGoto, logChain
+			case filter.Return:
+				to.verdict = doReturn
+			case filter.Jump:
+				to.verdict, to.target = doJump, name(r.Target)
+			case filter.Goto:
+				to.verdict, to.target = doGoto, name(r.Target)
+			}
+			out.rules = append(out.rules, to)
+		}
+		b.chains = append(b.chains, out)
+	}
+	for _, s := range p.Sets {
+		s.Name = name(s.Name)
+		b.sets = append(b.sets, s)
+	}
+}
+
+// logChain adds what happens to packets that the filter wants, and a chain for each
+// group.
+func (b *builder) logChain(first, name string, groups []uint16) error {
+	c := chain{name: name}
+	add := func(r rule, why string) {
+		r.comment = b.comment(why)
+		c.rules = append(c.rules, r)
+	}
+	for _, flow := range b.spec.Exclude {
+		lists, err := flow.Rules(b.family.link())
+		if err != nil {
+			return err
+		}
+		for _, matches := range lists {
+			add(rule{matches: matches, verdict: doReturn}, "excluded flow")
+		}
+	}
+	zero := []filter.Span{{Lo: nativeUint32(0)}}
+	add(rule{count: countSeen}, "seen")
+	add(rule{matches: []filter.Match{{Key: keyAlive, Mask: nativeUint32(0), Op: filter.NotIn, Set: aliveSet}},
+		count: countLimited, verdict: doReturn}, "limited, capd does not answer")
+	if b.spec.Sample > 1 {
+		key := keyNumGen
+		if b.spec.SampleFlow {
+			key = keySymHash
+		}
+		key = filter.Key(fmt.Sprintf("%s %d", key, b.spec.Sample))
+		add(rule{matches: []filter.Match{{Key: key, Op: filter.NotEqual, Values: zero}},
+			count: countSampledOut, verdict: doReturn}, "sampled out")
+	}
+	if b.rate != nil {
+		add(rule{rate: b.rate.name, count: countLimited, verdict: doReturn}, "limited, rate")
+	}
+
+	logRule := func(group uint16) rule {
+		return rule{count: countMatched, comment: b.comment("matched"), log: &logging{
+			prefix: b.spec.Prefix, group: group, snaplen: b.spec.Snaplen, threshold: b.spec.QueueThreshold}}
+	}
+	if len(groups) == 1 {
+		c.rules = append(c.rules, logRule(groups[0]))
+		b.chains = append(b.chains, c)
+		return nil
+	}
+	cpus := b.spec.CPUs
+	if cpus == 0 {
+		cpus = len(groups)
+	}
+	byCPU := make([]string, cpus)
+	for i := range byCPU {
+		byCPU[i] = fmt.Sprintf("%s_%d", first, i%len(groups))
+	}
+	add(rule{byCPU: byCPU}, "a group for each CPU")
+	add(rule{verdict: doGoto, target: first + "_0"}, "other CPUs")
+	b.chains = append(b.chains, c)
+	for i, group := range groups {
+		b.chains = append(b.chains, chain{name: fmt.Sprintf("%s_%d", first, i), rules: []rule{logRule(group)}})
+	}
+	return nil
+}
+
+// covers tells whether an interface pattern covers a name.
+func covers(pattern, name string) bool {
+	if stem, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, stem)
+	}
+	return pattern == name
+}

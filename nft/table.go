@@ -1,0 +1,212 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Table is the connection that owns capd's tables. Its methods may be called from
+// several goroutines; one at a time they wait for each other. It belongs to the network
+// namespace in which it was opened, whatever thread its methods are called on.
+type Table struct {
+	mu       sync.Mutex
+	conn     *nftables.Conn
+	links    *links
+	features Features
+	updates  bool // adding an element anew sets its timeout anew (Linux 6.12)
+	tables   [2]owned
+	captures map[string]*capture
+	closed   bool
+}
+
+// owned is the state of one of the two tables.
+type owned struct {
+	table *nftables.Table // nil: not there
+	alive *nftables.Set   // nil: no capture needs it
+	bases []*base
+}
+
+// base is a base chain and how many captures jump from it.
+type base struct {
+	chain *nftables.Chain
+	hook  hook
+	users int
+}
+
+// capture is what is installed of one capture.
+type capture struct {
+	spec   Spec
+	parts  []part
+	counts []count
+}
+
+// part is what a capture has in one table.
+type part struct {
+	family family
+	jumps  []jump // empty after Unhook
+	chains []*nftables.Chain
+	sets   []*nftables.Set
+	rate   *nftables.NamedObj
+}
+
+type jump struct {
+	base *base
+	rule *nftables.Rule
+}
+
+// Open takes the table `inet capd` in the calling thread's network namespace and holds
+// it until Close. ErrOwned says that another process has it (a second capd), ErrExists
+// that a table of this name without an owner is there. Open finds out first what the
+// kernel can do; where it lacks what every capture needs, the error says what.
+func Open() (*Table, error) {
+	features, err := Probe()
+	if err != nil {
+		return nil, err
+	}
+	if err := features.floor(); err != nil {
+		return nil, err
+	}
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
+	}
+	t := &Table{conn: conn, features: features, captures: map[string]*capture{}}
+	if err := t.open(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Table) open() error {
+	var err error
+	if t.links, err = openLinks(); err != nil {
+		return err
+	}
+	table := t.conn.CreateTable(ownTable(inet))
+	if err := t.conn.Flush(); err != nil {
+		return t.refused(err)
+	}
+	t.tables[inet].table = table
+	t.updates, err = t.probeUpdates()
+	return err
+}
+
+func ownTable(f family) *nftables.Table {
+	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet, Flags: nftables.TableFlagOwner}
+	if f == netdev {
+		t.Family = nftables.TableFamilyNetdev
+	}
+	return t
+}
+
+// refused says why the kernel did not give us the table.
+func (t *Table) refused(err error) error {
+	name := fmt.Sprintf("%s %s", inet, tableName)
+	there, listErr := t.conn.ListTableOfFamily(tableName, nftables.TableFamilyINet)
+	switch {
+	case listErr == nil && there.Owner != 0:
+		return fmt.Errorf("nft: create table %s: %w (netlink port %d): is another capd running in this network namespace? %w",
+			name, ErrOwned, there.Owner, err)
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("nft: create table %s: it %w and has no owner: if it is a leftover, remove it with \"nft delete table %s\": %w",
+			name, ErrExists, name, err)
+	}
+	return fmt.Errorf("nft: create table %s: %w", name, err)
+}
+
+// probeUpdates finds out whether adding an element that is there renews its timeout.
+func (t *Table) probeUpdates() (bool, error) {
+	set := newAlive(t.tables[inet].table)
+	old := aliveElements()
+	old[0].Timeout *= 10
+	fail := func(err error) (bool, error) { return false, fmt.Errorf("nft: try a set with timeouts: %w", err) }
+	if err := t.conn.AddSet(set, old); err != nil {
+		return fail(err)
+	}
+	if err := t.conn.Flush(); err != nil {
+		return fail(err)
+	}
+	if err := t.conn.SetAddElements(set, aliveElements()); err != nil {
+		return fail(err)
+	}
+	if err := t.conn.Flush(); err != nil {
+		return fail(err)
+	}
+	now, err := t.conn.GetSetElements(set)
+	if err != nil {
+		return fail(err)
+	}
+	t.conn.DelSet(set)
+	if err := t.conn.Flush(); err != nil {
+		return fail(err)
+	}
+	return len(now) == 1 && now[0].Timeout == RenewTimeout, nil
+}
+
+// Features gives what Open found out about the kernel.
+func (t *Table) Features() Features { return t.features }
+
+// Renew feeds the dead-man switch: without a call for RenewTimeout the kernel stops
+// logging and counts packets as limited. Call it every second while captures run; after
+// a pause it starts logging again.
+func (t *Table) Renew() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return ErrClosed
+	}
+	if err := t.renew(); err != nil {
+		return err
+	}
+	if err := t.conn.Flush(); err != nil {
+		return fmt.Errorf("nft: renew the dead-man switch: %w", err)
+	}
+	return nil
+}
+
+// renew puts the renewal into the transaction.
+func (t *Table) renew() error {
+	for _, o := range t.tables {
+		if o.alive == nil {
+			continue
+		}
+		if !t.updates {
+			t.conn.FlushSet(o.alive)
+		}
+		if err := t.conn.SetAddElements(o.alive, aliveElements()); err != nil {
+			return fmt.Errorf("nft: renew the dead-man switch: %w", err)
+		}
+	}
+	return nil
+}
+
+// Close gives the tables up; the kernel deletes them at once, with all rules in them.
+// It may be called more than once.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	var errs []error
+	if t.links != nil {
+		errs = append(errs, t.links.close())
+	}
+	errs = append(errs, t.conn.CloseLasting())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("nft: close the tables: %w", err)
+	}
+	return nil
+}
+
+// isGone tells errors that say that a chain, rule or device is not there any more.
+func isGone(err error) bool {
+	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV)
+}

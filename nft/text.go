@@ -1,0 +1,167 @@
+package nft
+
+import (
+	"fmt"
+	"strings"
+
+	"capd/nft/filter"
+)
+
+// Ruleset prints the rules of a capture as `nft list ruleset` prints them when it is the
+// only one, with counters at zero; `nft -f` accepts the text. It needs no rights and
+// touches nothing. Chains of ingress and egress stand for each name or pattern in
+// Interfaces as it is.
+func Ruleset(s Spec) (string, error) {
+	s, err := s.check()
+	if err != nil {
+		return "", err
+	}
+	tables, err := layout(s, s.Interfaces, lacks{})
+	if err != nil {
+		return "", fmt.Errorf("nft: capture %s: %w", s.ID[:8], err)
+	}
+	var w writer
+	for _, t := range tables {
+		w.table(t)
+	}
+	return w.String(), nil
+}
+
+// writer prints as nft does (nftables src/rule.c, src/statement.c).
+type writer struct{ strings.Builder }
+
+func (w *writer) line(depth int, format string, args ...any) {
+	w.WriteString(strings.Repeat("\t", depth))
+	fmt.Fprintf(w, format, args...)
+	w.WriteByte('\n')
+}
+
+// gap separates the parts of a table.
+func (w *writer) gap() { w.WriteByte('\n') }
+
+func (w *writer) table(t tableRules) {
+	w.line(0, "table %s %s {", t.family, tableName)
+	w.line(1, "flags owner")
+	if t.rate != nil {
+		w.gap()
+		w.line(1, "limit %s {", t.rate.name)
+		burst := ""
+		if t.rate.burst != 5 { // nft's default is not printed
+			burst = fmt.Sprintf(" burst %d packets", t.rate.burst)
+		}
+		w.line(2, "rate over %d/second%s", t.rate.perSecond, burst)
+		w.line(1, "}")
+	}
+	w.gap()
+	w.line(1, "set %s {", aliveSet)
+	w.line(2, "type mark")
+	w.line(2, "flags timeout")
+	w.line(2, "comment \"%s\"", aliveComment)
+	w.line(2, "elements = { 0x00000000 timeout %s }", RenewTimeout)
+	w.line(1, "}")
+	for _, s := range t.sets {
+		w.gap()
+		w.set(s)
+	}
+	for _, c := range append(t.bases, t.chains...) {
+		w.gap()
+		w.chain(c)
+	}
+	w.line(0, "}")
+}
+
+func (w *writer) set(s filter.Set) {
+	w.line(1, "set %s {", s.Name)
+	k := keyOf(s.Key)
+	w.line(2, "type %s", k.typ.Name)
+	w.line(2, "flags constant%s", map[bool]string{true: ",interval"}[hasRange(s.Values)])
+	w.line(2, "elements = { %s }", strings.Join(k.texts(s.Values), ", "))
+	w.line(1, "}")
+}
+
+func (w *writer) chain(c chain) {
+	w.line(1, "chain %s {", c.name)
+	if c.hook != nil {
+		device := ""
+		if c.hook.device != "" {
+			device = fmt.Sprintf(" device %q", c.hook.device)
+		}
+		w.line(2, "type filter hook %s%s priority %d; policy accept;", c.hook.name, device, c.hook.priority)
+	}
+	for _, r := range c.rules {
+		w.line(2, "%s", ruleText(r))
+	}
+	w.line(1, "}")
+}
+
+// ruleText is one rule on one line.
+func ruleText(r rule) string {
+	var parts []string
+	for _, m := range r.matches {
+		parts = append(parts, matchText(m))
+	}
+	if r.byCPU != nil {
+		elements := make([]string, len(r.byCPU))
+		for cpu, target := range r.byCPU {
+			elements[cpu] = fmt.Sprintf("%d : goto %s", cpu, target)
+		}
+		parts = append(parts, fmt.Sprintf("%s vmap { %s }", keyCPU, strings.Join(elements, ", ")))
+	}
+	if r.rate != "" {
+		parts = append(parts, fmt.Sprintf("limit name \"%s\"", r.rate))
+	}
+	if r.count != countNothing {
+		parts = append(parts, "counter packets 0 bytes 0")
+	}
+	if r.log != nil {
+		parts = append(parts, logText(r.log))
+	}
+	switch r.verdict {
+	case doReturn:
+		parts = append(parts, "return")
+	case doJump:
+		parts = append(parts, "jump "+r.target)
+	case doGoto:
+		parts = append(parts, "goto "+r.target)
+	}
+	return strings.Join(append(parts, fmt.Sprintf("comment \"%s\"", r.comment)), " ")
+}
+
+func logText(l *logging) string {
+	text := "log"
+	if l.prefix != "" {
+		text += fmt.Sprintf(" prefix \"%s\"", l.prefix)
+	}
+	text += fmt.Sprintf(" group %d", l.group)
+	if l.snaplen != 0 {
+		text += fmt.Sprintf(" snaplen %d", l.snaplen)
+	}
+	if l.threshold != 0 {
+		text += fmt.Sprintf(" queue-threshold %d", l.threshold)
+	}
+	return text
+}
+
+// opTexts are the operators as nft prints them.
+var opTexts = map[filter.Op]string{
+	filter.Equal: " ", filter.In: " ", filter.NotEqual: " != ", filter.NotIn: " != ",
+	filter.Less: " < ", filter.Greater: " > ", filter.LessEqual: " <= ", filter.GreaterEqual: " >= ",
+}
+
+func matchText(m filter.Match) string {
+	k := keyOf(m.Key)
+	left, op := string(m.Key), opTexts[m.Op]
+	if m.Mask != nil {
+		left += " & " + k.text(m.Mask)
+		if m.Set == "" && op == " " {
+			op = " == "
+		}
+	}
+	switch {
+	case m.Set != "":
+		return left + op + "@" + m.Set
+	case m.Op == filter.In || m.Op == filter.NotIn:
+		return left + op + "{ " + strings.Join(k.texts(m.Values), ", ") + " }"
+	}
+	return left + op + k.spanText(m.Values[0])
+}
