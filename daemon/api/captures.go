@@ -1,0 +1,295 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+
+	"capd/ctl/wire"
+)
+
+// captureRoutes are the calls under /v1.
+func (h *Handler) captureRoutes() []route {
+	at := func(path string) []string { return strings.Split(strings.TrimPrefix(path, "/"), "/") }
+	capture := wire.PathCaptures + "/{capture}"
+	return []route{
+		{method: http.MethodPost, pattern: at(wire.PathCaptures), needs: rightControl, does: "start captures", audit: "start", serve: h.start},
+		{method: http.MethodGet, pattern: at(wire.PathCaptures), needs: rightView, does: "list captures", serve: h.list},
+		{method: http.MethodGet, pattern: at(capture), needs: rightView, does: "see captures", serve: h.get},
+		{method: http.MethodDelete, pattern: at(capture), needs: rightControl, does: "remove captures", audit: "remove", serve: h.remove},
+		{method: http.MethodPost, pattern: at(capture + "/stop"), needs: rightControl, does: "stop captures", audit: "stop", serve: h.stop},
+		{method: http.MethodPost, pattern: at(capture + "/retry"), needs: rightControl, does: "deliver captures", audit: "retry", serve: h.retry},
+		{method: http.MethodGet, pattern: at(capture + "/files/{file}"), needs: rightControl, does: "read packets", audit: "download", serve: h.file},
+		{method: http.MethodGet, pattern: at(wire.PathDestinations), needs: rightView, does: "list destinations", serve: h.destinations},
+		{method: http.MethodPost, pattern: at(wire.PathDestinations + "/{name}/check"), needs: rightControl, does: "check destinations", audit: "check", serve: h.check},
+		{method: http.MethodPost, pattern: at(wire.PathExplain), needs: rightView, does: "explain captures", serve: h.explain},
+		{method: http.MethodGet, pattern: at(wire.PathStatus), needs: rightView, does: "see the status", serve: h.status},
+	}
+}
+
+func (h *Handler) start(c *call) error {
+	var req wire.StartRequest
+	if err := c.readBody(&req); err != nil {
+		return err
+	}
+	capture, err := h.begin(c, req)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Location", wire.PathCaptures+"/"+capture.ID)
+	answer(c, http.StatusCreated, capture)
+	return nil
+}
+
+// begin checks a request and starts its capture.
+func (h *Handler) begin(c *call, req wire.StartRequest) (wire.Capture, error) {
+	c.note("name", req.Name)
+	c.note("filter", req.Filter)
+	if req.FilterV1 != nil {
+		text, _ := json.Marshal(req.FilterV1) // of strings and numbers: cannot fail
+		c.note("filter_v1", string(text))
+	}
+	c.note("destination", req.Destination)
+	if err := c.query(nil); err != nil {
+		return wire.Capture{}, err
+	}
+	if e := ValidateRequest(&req); e != nil {
+		return wire.Capture{}, e
+	}
+	capture, err := h.daemon.Start(c.r.Context(), req, c.peer.Requester())
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	c.note("capture", capture.ID)
+	return capture, nil
+}
+
+func (h *Handler) list(c *call) error {
+	var all bool
+	if err := c.query(map[string]*bool{"all": &all}); err != nil {
+		return err
+	}
+	list := wire.CaptureList{Captures: h.daemon.List(all)}
+	if list.Captures == nil {
+		list.Captures = []wire.Capture{}
+	}
+	answer(c, http.StatusOK, list)
+	return nil
+}
+
+// capture gives the reference of the capture that a path names.
+func (c *call) capture() (string, error) {
+	ref := c.vars[0]
+	c.note("capture", ref)
+	if !validName(ref) {
+		return "", &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture, Message: fmt.Sprintf("no capture is called %s", shown(ref)), Hint: "capctl list --all shows them"}
+	}
+	return ref, nil
+}
+
+// plain reads the reference of a call without parameters and body.
+func (c *call) plain() (string, error) {
+	ref, err := c.capture()
+	if err == nil {
+		err = c.query(nil)
+	}
+	if err == nil && c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		err = c.readBody(&struct{}{})
+	}
+	return ref, err
+}
+
+func (h *Handler) get(c *call) error {
+	ref, err := c.plain()
+	if err != nil {
+		return err
+	}
+	capture, err := h.daemon.Get(ref)
+	if err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, capture)
+	return nil
+}
+
+func (h *Handler) stop(c *call) error {
+	ref, err := c.plain()
+	if err != nil {
+		return err
+	}
+	capture, err := h.daemon.Stop(c.r.Context(), ref)
+	if err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, capture)
+	return nil
+}
+
+func (h *Handler) retry(c *call) error {
+	ref, err := c.plain()
+	if err != nil {
+		return err
+	}
+	capture, err := h.daemon.Retry(c.r.Context(), ref)
+	if err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, capture)
+	return nil
+}
+
+func (h *Handler) remove(c *call) error {
+	ref, err := c.capture()
+	if err != nil {
+		return err
+	}
+	var force bool
+	if err := c.query(map[string]*bool{"force": &force}); err != nil {
+		return err
+	}
+	if force {
+		c.note("force", "true")
+	}
+	if err := c.readBody(&struct{}{}); err != nil {
+		return err
+	}
+	if err := h.daemon.Remove(c.r.Context(), ref, force); err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (h *Handler) file(c *call) error {
+	ref, err := c.plain()
+	if err != nil {
+		return err
+	}
+	name := c.vars[1]
+	c.note("file", name)
+	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+		return noSuchFile(name)
+	}
+	f, file, err := h.daemon.OpenFile(ref, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := fileSize(f)
+	if err != nil {
+		return err
+	}
+	header := c.w.Header()
+	header.Set("Content-Type", contentType(file.Name))
+	header.Set("Content-Length", strconv.FormatInt(size, 10))
+	header.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": file.Name}))
+	c.w.WriteHeader(http.StatusOK)
+	h.send(c, f, size)
+	return nil
+}
+
+func noSuchFile(name string) *wire.Error {
+	return &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchFile, Message: fmt.Sprintf("the capture has no file %s here", shown(name)), Hint: "capctl show names the files and says where they went"}
+}
+
+func fileSize(f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("size of a capture's file: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is not a regular file", info.Name())
+	}
+	return info.Size(), nil
+}
+
+// send copies n bytes of a file to the client. The header is out: where it fails, the
+// client sees an answer that is too short.
+func (h *Handler) send(c *call, f *os.File, n int64) {
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	if _, err := io.CopyN(c.w, f, n); err != nil && c.r.Context().Err() == nil {
+		h.logger.Warn("a download was cut short", "path", c.r.URL.Path, "err", err)
+		panic(http.ErrAbortHandler) // net/http cuts the connection, so that nobody takes the file for whole
+	}
+}
+
+// contentType names a file's form by its last ending.
+func contentType(name string) string {
+	switch name[strings.LastIndexByte(name, '.')+1:] {
+	case "pcapng":
+		return "application/x-pcapng"
+	case "pcap":
+		return "application/vnd.tcpdump.pcap" // IANA
+	case "zst":
+		return "application/zstd" // RFC 8878
+	case "json":
+		return "application/json"
+	}
+	return "application/octet-stream"
+}
+
+func (h *Handler) destinations(c *call) error {
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	list := wire.DestinationList{Destinations: h.daemon.Destinations()}
+	if list.Destinations == nil {
+		list.Destinations = []wire.Destination{}
+	}
+	answer(c, http.StatusOK, list)
+	return nil
+}
+
+func (h *Handler) check(c *call) error {
+	name := c.vars[0]
+	c.note("destination", name)
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	if err := c.readBody(&struct{}{}); err != nil {
+		return err
+	}
+	check, err := h.daemon.CheckDestination(c.r.Context(), name)
+	if err != nil {
+		return err
+	}
+	if check.Steps == nil {
+		check.Steps = []wire.CheckStep{}
+	}
+	answer(c, http.StatusOK, check)
+	return nil
+}
+
+func (h *Handler) explain(c *call) error {
+	var req wire.StartRequest
+	if err := c.readBody(&req); err != nil {
+		return err
+	}
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	if e := ValidateRequest(&req); e != nil {
+		return e
+	}
+	explain, err := h.daemon.Explain(c.r.Context(), req)
+	if err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, explain)
+	return nil
+}
+
+func (h *Handler) status(c *call) error {
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, h.daemon.Status())
+	return nil
+}

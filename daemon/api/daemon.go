@@ -1,0 +1,43 @@
+// Package api is capd's control interface: HTTP and JSON on a Unix socket. It judges
+// the peer of each call by its credentials, reads requests strictly, and hands them to
+// a Daemon; every answer that is not a success is a wire.ErrorBody.
+package api
+
+import (
+	"context"
+	"os"
+
+	"capd/ctl/wire"
+)
+
+// Daemon is what the handlers work on. It must be safe for concurrent use. A ref is a
+// capture's id, an unambiguous prefix of one (4 characters or more), or its name, and
+// comes unchecked from the caller. Errors are *wire.Error with their Status; any other
+// error is logged and answered with 500. PeerFrom tells who calls.
+type Daemon interface {
+	// Start begins a capture. The request has passed ValidateRequest; defaults are not
+	// filled in.
+	Start(ctx context.Context, req wire.StartRequest, by wire.Requester) (wire.Capture, error)
+	// List gives captures, newest first: all, or those unfinished and the last 20.
+	List(all bool) []wire.Capture
+	// Get gives one capture.
+	Get(ref string) (wire.Capture, error)
+	// Stop ends a capture and gives its final counts; a stopped one stays as it is.
+	Stop(ctx context.Context, ref string) (wire.Capture, error)
+	// Retry delivers again, at once, what is not delivered.
+	Retry(ctx context.Context, ref string) (wire.Capture, error)
+	// Remove forgets a finished capture and deletes what is left of it here.
+	Remove(ctx context.Context, ref string, force bool) error
+	// OpenFile opens one file of a capture that is still here, at its start. The caller
+	// closes it.
+	OpenFile(ref, name string) (*os.File, wire.File, error)
+	// Destinations gives the profiles, sorted by name.
+	Destinations() []wire.Destination
+	// CheckDestination goes through every step of a delivery with a probe. A step that
+	// fails is no error but told in the Check.
+	CheckDestination(ctx context.Context, name string) (wire.Check, error)
+	// Explain says what Start would install. The request has passed ValidateRequest.
+	Explain(ctx context.Context, req wire.StartRequest) (wire.Explain, error)
+	// Status describes the box.
+	Status() wire.Status
+}
