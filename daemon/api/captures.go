@@ -189,8 +189,7 @@ func (h *Handler) file(c *call) error {
 	header.Set("Content-Length", strconv.FormatInt(size, 10))
 	header.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": file.Name}))
 	c.w.WriteHeader(http.StatusOK)
-	h.send(c, f, size)
-	return nil
+	return c.send(f, size)
 }
 
 func noSuchFile(name string) *wire.Error {
@@ -208,16 +207,15 @@ func fileSize(f *os.File) (int64, error) {
 	return info.Size(), nil
 }
 
-// send copies n bytes of a file to the client. The header is out: where it fails, the
-// client sees an answer that is too short.
-func (h *Handler) send(c *call, f *os.File, n int64) {
+// send copies n bytes of a file to the client, after the header.
+func (c *call) send(f *os.File, n int64) error {
 	if c.r.Method == http.MethodHead {
-		return
+		return nil
 	}
-	if _, err := io.CopyN(c.w, f, n); err != nil && c.r.Context().Err() == nil {
-		h.logger.Warn("a download was cut short", "path", c.r.URL.Path, "err", err)
-		panic(http.ErrAbortHandler) // net/http cuts the connection, so that nobody takes the file for whole
+	if _, err := io.CopyN(c.w, f, n); err != nil {
+		return fmt.Errorf("%w: %w", errCut, err)
 	}
+	return nil
 }
 
 // contentType names a file's form by its last ending.
@@ -281,6 +279,12 @@ func (h *Handler) explain(c *call) error {
 	explain, err := h.daemon.Explain(c.r.Context(), req)
 	if err != nil {
 		return err
+	}
+	if explain.Hooks == nil {
+		explain.Hooks = []string{}
+	}
+	if explain.Warnings == nil {
+		explain.Warnings = []wire.Warning{}
 	}
 	answer(c, http.StatusOK, explain)
 	return nil

@@ -47,7 +47,6 @@ type route struct {
 	needs   right
 	does    string // for people: "stop captures"
 	audit   string // the action's name in the journal; "" = not written down
-	model   bool   // answers in the model API's envelope
 	serve   func(*call) error
 }
 
@@ -93,9 +92,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = h.run(c, route)
 	}
-	failure := h.failure(c, err)
+	if errors.Is(err, errCut) {
+		h.auditLine(c, route, "cut")
+		panic(http.ErrAbortHandler) // net/http cuts the connection, so that nobody takes the file for whole
+	}
+	failure, result := h.failure(c, err), "ok"
+	if failure != nil {
+		result = failure.Code
+	}
 	if route != nil && route.audit != "" {
-		h.auditLine(c, route, failure)
+		h.auditLine(c, route, result)
 	}
 	if failure == nil {
 		return
@@ -136,7 +142,7 @@ func (h *Handler) find(c *call) (*route, error) {
 	}
 	if allow == nil {
 		return nil, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNotFound,
-			Message: fmt.Sprintf("there is no %s here", shown(c.r.URL.Path)), Hint: "the calls stand in docs/api.md; GET " + wire.PathStatus + " says what answers"}
+			Message: fmt.Sprintf("there is no %s here", shown(c.r.URL.Path)), Hint: "paths begin with " + strings.Join([]string{wire.PathCaptures, wire.PathDestinations, wire.PathExplain, wire.PathStatus}, ", ")}
 	}
 	if slices.Contains(allow, http.MethodGet) {
 		allow = append(allow, http.MethodHead)
@@ -195,9 +201,6 @@ func refuseBrowser(header http.Header) error {
 func (h *Handler) run(c *call, rt *route) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			if p == http.ErrAbortHandler {
-				panic(p)
-			}
 			h.logger.Error("a call panicked", "method", c.r.Method, "path", c.r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
 			err = errPanicked
 		}
@@ -205,7 +208,11 @@ func (h *Handler) run(c *call, rt *route) (err error) {
 	return rt.serve(c)
 }
 
-var errPanicked = errors.New("panicked")
+var (
+	errPanicked = errors.New("panicked")
+	// errCut ends a call whose answer could not be sent whole after its header was out.
+	errCut = errors.New("cut short")
+)
 
 // failure makes the answer of an error, and logs those that are capd's own fault.
 func (h *Handler) failure(c *call, err error) *wire.Error {
@@ -230,12 +237,8 @@ func (h *Handler) failure(c *call, err error) *wire.Error {
 }
 
 // auditLine writes down who did what.
-func (h *Handler) auditLine(c *call, rt *route, failure *wire.Error) {
+func (h *Handler) auditLine(c *call, rt *route, result string) {
 	attrs := []slog.Attr{slog.String("action", rt.audit)}
-	result := "ok"
-	if failure != nil {
-		result = failure.Code
-	}
 	attrs = append(attrs, slog.String("result", result), slog.Uint64("uid", uint64(c.peer.UID)), slog.String("user", c.peer.User), slog.Int("pid", int(c.peer.PID)))
 	if c.peer.LoginUID != nil {
 		attrs = append(attrs, slog.Uint64("login_uid", uint64(*c.peer.LoginUID)))

@@ -183,11 +183,11 @@ func (h *Handler) modelDownload(c *call) error {
 			f.Close()
 		}
 	}()
-	var total int64
 	var sizes []int64
+	var total int64
 	for _, file := range capture.Files {
 		if !strings.HasSuffix(file.Name, ".pcap") {
-			continue
+			continue // a manifest, or sealed or compressed: not what this call can give
 		}
 		f, _, err := h.daemon.OpenFile(ref, file.Name)
 		if err != nil {
@@ -198,14 +198,11 @@ func (h *Handler) modelDownload(c *call) error {
 		if err != nil {
 			return err
 		}
-		if len(files) > 1 {
-			if size < pcapHeader {
-				size = pcapHeader
-			}
-			if _, err := f.Seek(pcapHeader, io.SeekStart); err != nil {
+		if skip := min(size, pcapHeader); len(files) > 1 {
+			if _, err := f.Seek(skip, io.SeekStart); err != nil {
 				return fmt.Errorf("skip the header of %s: %w", file.Name, err)
 			}
-			size -= pcapHeader
+			size -= skip
 		}
 		sizes = append(sizes, size)
 		total += size
@@ -219,7 +216,9 @@ func (h *Handler) modelDownload(c *call) error {
 	header.Set("Content-Disposition", `attachment; filename="`+capture.ID+`.pcap"`)
 	c.w.WriteHeader(http.StatusOK)
 	for i, f := range files {
-		h.send(c, f, sizes[i])
+		if err := c.send(f, sizes[i]); err != nil {
+			return err
+		}
 	}
 	return nil
 }

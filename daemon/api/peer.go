@@ -123,11 +123,10 @@ func peerGroups(fd int) ([]uint32, error) {
 		if errno != 0 {
 			return nil, errno
 		}
-		groups := make([]uint32, 0, size/4)
-		for ; size >= 4; size -= 4 {
-			groups = append(groups, binary.NativeEndian.Uint32(buf[size-4:]))
+		groups := make([]uint32, size/4)
+		for i := range groups {
+			groups[i] = binary.NativeEndian.Uint32(buf[4*i:])
 		}
-		slices.Reverse(groups)
 		return groups, nil
 	}
 }
