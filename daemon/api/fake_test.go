@@ -1,0 +1,215 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"capd/ctl/wire"
+)
+
+// fakeDaemon is a Daemon that keeps what it is asked and answers from its fields.
+type fakeDaemon struct {
+	mu       sync.Mutex
+	asked    []string
+	request  wire.StartRequest
+	by       wire.Requester
+	captures []wire.Capture
+	dir      string // of the files
+	err      error  // answers every call that can fail
+	panics   bool
+}
+
+var _ Daemon = (*fakeDaemon)(nil)
+
+func (d *fakeDaemon) ask(format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked = append(d.asked, fmt.Sprintf(format, args...))
+	if d.panics {
+		panic("the fake was told to")
+	}
+}
+
+func (d *fakeDaemon) lastRequest() (wire.StartRequest, wire.Requester) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.request, d.by
+}
+
+func (d *fakeDaemon) find(ref string) (wire.Capture, error) {
+	for _, c := range d.captures {
+		if c.ID == ref || c.Name == ref {
+			return c, d.err
+		}
+	}
+	return wire.Capture{}, &wire.Error{Status: 404, Code: wire.CodeNoSuchCapture, Message: "no capture is called " + shown(ref)}
+}
+
+func (d *fakeDaemon) Start(_ context.Context, req wire.StartRequest, by wire.Requester) (wire.Capture, error) {
+	d.ask("start")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.request, d.by = req, by
+	return wire.Capture{ID: testID, Host: "edge-1", Status: wire.StatusRunning, StartRequest: req, RequestedBy: by}, d.err
+}
+func (d *fakeDaemon) List(all bool) []wire.Capture         { d.ask("list %v", all); return d.captures }
+func (d *fakeDaemon) Get(ref string) (wire.Capture, error) { d.ask("get %s", ref); return d.find(ref) }
+func (d *fakeDaemon) Stop(_ context.Context, ref string) (wire.Capture, error) {
+	d.ask("stop %s", ref)
+	return d.find(ref)
+}
+func (d *fakeDaemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
+	d.ask("retry %s", ref)
+	return d.find(ref)
+}
+func (d *fakeDaemon) Remove(_ context.Context, ref string, force bool) error {
+	d.ask("remove %s %v", ref, force)
+	_, err := d.find(ref)
+	return err
+}
+func (d *fakeDaemon) OpenFile(ref, name string) (*os.File, wire.File, error) {
+	d.ask("open %s %s", ref, name)
+	f, err := os.Open(filepath.Join(d.dir, name))
+	if err != nil {
+		return nil, wire.File{}, noSuchFile(name)
+	}
+	return f, wire.File{Name: name}, nil
+}
+func (d *fakeDaemon) Destinations() []wire.Destination {
+	return []wire.Destination{
+		{Name: "soc", Type: "sftp", URL: "sftp://capd@files.example.net:22/{date}/{file}"},
+		{Name: "evidence", Type: "s3", URL: "s3://captures/{date}/{host}/{id}/{file}"},
+		{Name: "twin-a", Type: "s3", URL: "s3://twins/a/{file}"},
+		{Name: "twin-b", Type: "s3", URL: "s3://twins/b/{file}"},
+	}
+}
+func (d *fakeDaemon) CheckDestination(_ context.Context, name string) (wire.Check, error) {
+	d.ask("check %s", name)
+	return wire.Check{OK: true}, d.err
+}
+func (d *fakeDaemon) Explain(context.Context, wire.StartRequest) (wire.Explain, error) {
+	d.ask("explain")
+	return wire.Explain{Ruleset: "table inet capd {}"}, d.err
+}
+func (d *fakeDaemon) Status() wire.Status { return wire.Status{Version: "test", Host: "edge-1"} }
+
+const testID = "0f8c0f8c0f8c0f8c0f8c0f8c0f8c0f8c"
+
+// journal gathers log lines.
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) lines(containing string) []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var out []string
+	s := bufio.NewScanner(bytes.NewReader(j.text.Bytes()))
+	for s.Scan() {
+		if strings.Contains(s.Text(), containing) {
+			out = append(out, s.Text())
+		}
+	}
+	return out
+}
+
+func (j *journal) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(j, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+// served is a Handler at a real socket.
+type served struct {
+	t       testing.TB
+	socket  string
+	handler *Handler
+	journal *journal
+	client  *http.Client
+}
+
+// serve runs a Handler over the fake as long as the test, in a folder that every user
+// can reach.
+func serve(t testing.TB, d *fakeDaemon, access Access) *served {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "capd-api-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := &served{t: t, socket: filepath.Join(dir, "capd.sock"), journal: &journal{}}
+	l, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.handler = New(d, access, s.journal.logger())
+	server := NewServer(s.handler, s.journal.logger())
+	done := make(chan struct{})
+	go func() { defer close(done); server.Serve(l) }()
+	t.Cleanup(func() { server.Close(); <-done })
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", s.socket)
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	s.client = &http.Client{Transport: transport, Timeout: time.Minute}
+	return s
+}
+
+// do makes one call.
+func (s *served) do(method, path, body string, header ...string) (*http.Response, string) {
+	s.t.Helper()
+	req, err := http.NewRequest(method, "http://capd"+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return resp, strings.TrimSuffix(string(text), "\n")
+}
+
+// keys gives the names in a JSON object.
+func keys(t testing.TB, text string) map[string]json.RawMessage {
+	t.Helper()
+	var out map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return out
+}
