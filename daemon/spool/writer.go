@@ -1,8 +1,12 @@
 package spool
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,6 +35,8 @@ func BlockSize(memory int) int {
 type Segment struct {
 	Name        string    // file name inside the capture's folder
 	Bytes       int64     // length of the file
+	PlainBytes  int64     // length before it was encoded; Bytes where it was not
+	PlainSHA256 string    // of the plain bytes, hexadecimal, where they were encoded; else ""
 	Packets     uint64    // packets in it
 	First, Last time.Time // earliest and latest timestamp; zero without packets
 	Opened      time.Time // when its first byte was written
@@ -40,8 +46,11 @@ type Segment struct {
 
 // Options configures a Writer.
 type Options struct {
-	Dir  string // the capture's folder, which must exist
-	Name func(n int) string
+	Dir string // the capture's folder, which must exist
+	// Segment gives the name of segment n (from 1), and what its bytes go through before
+	// they reach the disk; a nil Encode means as they are. behind tells that the disk
+	// does not keep up, so that something costly may be left out.
+	Segment func(n int, behind bool) (name string, encode Encode)
 	// Memory is page aligned and belongs to the Writer until Close has returned. It is
 	// cut into blocks of BlockSize(len(Memory)); at least two must fit.
 	Memory []byte
@@ -52,6 +61,19 @@ type Options struct {
 	Finished func(Segment)
 	// Repair finds the last whole packet of a segment that writing left incomplete.
 	Repair RepairFunc
+}
+
+// Encode begins the encoding (compression, sealing) of one segment, whose encoded bytes
+// are written to dst.
+type Encode func(dst io.Writer) (Encoder, error)
+
+// Encoder is a segment's encoding under way.
+type Encoder interface {
+	io.Writer
+	// Flush passes on as much of what was written as the encoding allows.
+	Flush() error
+	// Close passes on everything and ends the encoding; it does not close the file.
+	Close() error
 }
 
 // RepairFunc looks at the first size bytes of a capture file and tells where its last
@@ -79,7 +101,9 @@ type Writer struct {
 	ops       chan op
 	scratch   []byte
 	done      chan struct{}
-	failed    atomic.Pointer[error]
+
+	sinkMemory []byte // the disk goroutine's, for encoded segments
+	failed     atomic.Pointer[error]
 
 	// The producer's side.
 	block    []byte // current block; nil before the first Reserve of a segment
@@ -103,6 +127,11 @@ type segment struct {
 	alloc  int64 // bytes preallocated
 	onDisk int64 // bytes below this offset were written without an error
 	err    error
+
+	encode  Encode // nil: as it is
+	encoder Encoder
+	sink    sink
+	plain   hash.Hash // of what went into encoder
 }
 
 type opKind uint8
@@ -147,8 +176,8 @@ func NewWriter(opt Options) (*Writer, error) {
 // open begins the next segment on the producer's side.
 func (w *Writer) open() {
 	w.number++
-	name := w.opt.Name(w.number)
-	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, path: filepath.Join(w.opt.Dir, name)}
+	name, encode := w.opt.Segment(w.number, w.Behind())
+	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, path: filepath.Join(w.opt.Dir, name), encode: encode}
 	w.offset, w.fill, w.flushed, w.block = 0, 0, 0, nil
 }
 
@@ -162,6 +191,12 @@ func (w *Writer) Err() error {
 
 // Size is the length of the current segment so far, in bytes.
 func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
+
+// Behind tells that more than half of the write blocks wait for the disk.
+func (w *Writer) Behind() bool { return 2*len(w.free) < cap(w.free) }
+
+// Encoded tells whether the current segment's bytes are compressed or sealed.
+func (w *Writer) Encoded() bool { return w.seg.encode != nil }
 
 // Dirty tells whether something was committed since the last Flush.
 func (w *Writer) Dirty() bool { return w.dirty }
@@ -255,6 +290,11 @@ func (w *Writer) Flush() {
 		return
 	}
 	w.dirty = false
+	if w.seg.encode != nil {
+		w.ops <- op{kind: opFlush, seg: w.seg, data: w.block[w.flushed:w.fill]}
+		w.flushed = w.fill
+		return
+	}
 	whole := w.fill &^ (sector - 1)
 	// The last, unfinished sector is copied: the producer goes on filling the original.
 	tail := sectorPool.Get().(*[sector]byte)
@@ -272,7 +312,11 @@ func (w *Writer) Rotate() {
 
 func (w *Writer) finish() {
 	o := op{kind: opFinish, seg: w.seg, offset: w.offset + int64(w.flushed), block: w.block, length: w.Size()}
-	if w.block != nil {
+	switch {
+	case w.block == nil:
+	case w.seg.encode != nil:
+		o.data = w.block[w.flushed:w.fill]
+	default:
 		end := (w.fill + sector - 1) &^ (sector - 1)
 		clear(w.block[w.fill:end]) // nothing but this capture's bytes reaches the file, even for a moment
 		o.data = w.block[w.flushed:end]
@@ -321,6 +365,9 @@ func (w *Writer) run() {
 		}
 	}
 	closing.Wait()
+	if w.sinkMemory != nil {
+		_ = unix.Munmap(w.sinkMemory)
+	}
 	close(w.done)
 }
 
@@ -337,6 +384,13 @@ func (w *Writer) perform(o op) {
 		return
 	}
 	err := s.create()
+	if err == nil && s.encode != nil {
+		if err = w.pass(o); err != nil {
+			s.err = err
+			w.fail(err)
+		}
+		return
+	}
 	if err == nil && len(o.data) > 0 {
 		err = s.write(o.data, o.offset, w.opt.SegmentSize)
 	}
@@ -349,6 +403,43 @@ func (w *Writer) perform(o op) {
 	}
 	s.err = err
 	w.fail(err)
+}
+
+// pass puts an op's bytes through the segment's encoding.
+func (w *Writer) pass(o op) error {
+	s := o.seg
+	if s.encoder == nil {
+		if w.sinkMemory == nil {
+			m, err := unix.Mmap(-1, 0, sinkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+			if err != nil {
+				return fmt.Errorf("allocate encoding buffer: %w", err)
+			}
+			w.sinkMemory = m
+		}
+		s.sink = sink{seg: s, buf: w.sinkMemory}
+		encoder, err := s.encode(&s.sink)
+		if err != nil {
+			return fmt.Errorf("encode segment %s: %w", s.Name, err)
+		}
+		s.encoder, s.plain = encoder, sha256.New()
+	}
+	s.plain.Write(o.data)
+	if _, err := s.encoder.Write(o.data); err != nil {
+		return fmt.Errorf("encode segment %s: %w", s.Name, err)
+	}
+	switch o.kind {
+	case opFlush:
+		if err := s.encoder.Flush(); err != nil {
+			return fmt.Errorf("encode segment %s: %w", s.Name, err)
+		}
+		return s.sink.sync()
+	case opFinish:
+		if err := s.encoder.Close(); err != nil {
+			return fmt.Errorf("encode segment %s: %w", s.Name, err)
+		}
+		return s.sink.sync()
+	}
+	return nil
 }
 
 // create makes the segment's file, once.
@@ -413,7 +504,10 @@ func (s *segment) pageCache() {
 // and makes it durable.
 func (s *segment) close(length int64, repair RepairFunc) Segment {
 	out := s.Segment
-	out.Bytes, out.Err = length, s.err
+	out.Bytes, out.PlainBytes, out.Err = length, length, s.err
+	if s.encoder != nil {
+		out.Bytes, out.PlainSHA256 = s.sink.written(), hex.EncodeToString(s.plain.Sum(nil))
+	}
 	if out.Packets > 0 {
 		out.First, out.Last = time.Unix(0, s.firstNS), time.Unix(0, s.lastNS)
 	}
@@ -422,7 +516,12 @@ func (s *segment) close(length int64, repair RepairFunc) Segment {
 		return out
 	}
 	defer s.file.Close()
-	if s.err != nil {
+	if s.err != nil && s.encoder != nil {
+		// What an encoding was cut in cannot be repaired here. It ends where it ends.
+		s.pageCache()
+		out.Bytes, out.PlainBytes, out.PlainSHA256 = s.sink.offset, 0, ""
+		out.LostPackets, out.Packets = out.Packets, 0
+	} else if s.err != nil {
 		s.pageCache()
 		found, err := repair(s.file, s.onDisk)
 		if err != nil {

@@ -72,11 +72,13 @@ func (f *finished) add(s Segment) {
 	f.mu.Unlock()
 }
 
+func plainSegments(n int, _ bool) (string, Encode) { return fmt.Sprintf("%04d.rec", n), nil }
+
 func newTestWriter(t testing.TB, dir string, memorySize int) (*Writer, *finished) {
 	t.Helper()
 	done := new(finished)
 	w, err := NewWriter(Options{
-		Dir: dir, Name: func(n int) string { return fmt.Sprintf("%04d.rec", n) },
+		Dir: dir, Segment: plainSegments,
 		Memory: memory(t, memorySize), SegmentSize: 8 << 20, Finished: done.add, Repair: repairRecords,
 	})
 	if err != nil {
@@ -257,7 +259,7 @@ func TestCommitAllocatesNothing(t *testing.T) {
 }
 
 func TestNewWriterNeedsItsFolder(t *testing.T) {
-	_, err := NewWriter(Options{Dir: filepath.Join(t.TempDir(), "gone"), Name: func(int) string { return "0001.rec" }, Memory: memory(t, 1<<20)})
+	_, err := NewWriter(Options{Dir: filepath.Join(t.TempDir(), "gone"), Segment: plainSegments, Memory: memory(t, 1<<20)})
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("NewWriter: %v, want ErrNotExist", err)
 	}
