@@ -199,7 +199,7 @@ func await(what string, limit time.Duration, ok func() (bool, error)) error {
 }
 
 // drained waits until a process has read everything and rests: nothing waits for it and
-// it used hardly any CPU for three quarters of a second.
+// it used hardly any CPU for some 1.4 s, which is longer than any reader's flush timeout.
 func (b *bed) drained(pid int) error {
 	quiet := 0
 	before, err := cpuTime(pid)
@@ -220,7 +220,7 @@ func (b *bed) drained(pid int) error {
 			quiet = 0
 		}
 		before = now
-		return quiet >= 3, nil
+		return quiet >= 6, nil
 	})
 }
 
