@@ -66,7 +66,7 @@ func (a *app) printList(captures []wire.Capture) error {
 		{head: "PACKETS", right: true},
 		{head: "LOST", right: true},
 		{head: "SIZE", right: true},
-		{head: "DESTINATION", least: 11, drop: 2},
+		{head: "TO", least: 8, drop: 2},
 		{head: "FILTER", least: 12, drop: 3},
 	}
 	now := a.now()
