@@ -1,0 +1,236 @@
+package ring
+
+import "encoding/binary"
+
+// LinkType is a link-layer header type of a capture file
+// (https://www.tcpdump.org/linktypes.html).
+type LinkType uint16
+
+const (
+	LinkEthernet LinkType = 1
+	LinkRaw      LinkType = 101
+	LinkSLL2     LinkType = 276
+)
+
+// MaxHead is the longest link-layer header that Frame writes, in bytes.
+const MaxHead = 24
+
+// Hardware types, include/uapi/linux/if_arp.h.
+const (
+	hwEther = 1
+	hwNone  = 0xfffe
+)
+
+// Ethertypes, include/uapi/linux/if_ether.h.
+const (
+	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
+	etherVLAN = 0x8100
+	etherQinQ = 0x88a8
+)
+
+const (
+	etherHeader = 14
+	sll2Header  = 20
+)
+
+// Packet types of SLL2, include/uapi/linux/if_packet.h.
+const (
+	toHost      = 0
+	toBroadcast = 1
+	toMulticast = 2
+	outgoing    = 4
+)
+
+// Frame gives the packet as a file of the given link type holds it: head, then body, and
+// the length it had on the wire, link-layer header included. Head is in scratch or in the
+// ring, body in the ring. It is not ok where the packet cannot be told in this link type:
+// Ethernet without a true Ethernet header, raw IP of something else.
+//
+// SLL2 is as `tcpdump -i any` writes it, with two differences. A packet that came in for
+// another host (promiscuous mode) is told as one for this host, because NFLOG does not
+// carry the kernel's packet type: it is derived from the destination's link-layer
+// address, or, where there is none, from the destination IP address. A VLAN tag that the
+// kernel had stripped is put back after the header, where libpcap drops it.
+func (p *Packet) Frame(link LinkType, scratch *[MaxHead]byte) (head, body []byte, original uint32, ok bool) {
+	body = p.Payload
+	if len(p.L2Header) > 0 && p.Family == FamilyNetdev && p.Hook == HookNetdevEgress {
+		// The payload repeats the link-layer header.
+		if len(body) <= len(p.L2Header) {
+			body = nil
+		} else {
+			body = body[len(p.L2Header):]
+		}
+	}
+	switch link {
+	case LinkSLL2:
+		head = p.sll2(body, scratch)
+	case LinkEthernet:
+		head, ok = p.ethernet(scratch)
+		if !ok {
+			return nil, nil, 0, false
+		}
+	case LinkRaw:
+		protocol := p.Protocol
+		for (protocol == etherVLAN || protocol == etherQinQ) && len(body) >= 4 {
+			protocol, body = binary.BigEndian.Uint16(body[2:]), body[4:]
+		}
+		if len(body) == 0 || protocol != etherIPv4 && protocol != etherIPv6 {
+			return nil, nil, 0, false
+		}
+		if p.Cut {
+			return nil, body, uint32(wireLength(protocol, body)), true
+		}
+		return nil, body, uint32(len(body)), true
+	default:
+		return nil, nil, 0, false
+	}
+	n := len(body)
+	if p.Cut {
+		n = wireLength(p.Protocol, body)
+	}
+	return head, body, uint32(len(head) + n), true
+}
+
+// sll2 writes the header that libpcap's LINKTYPE_LINUX_SLL2 page describes.
+func (p *Packet) sll2(body []byte, s *[MaxHead]byte) []byte {
+	hwType := p.HWType
+	if !p.HasHWType {
+		hwType = hwNone
+	}
+	n, protocol := sll2Header, p.Protocol
+	if p.VLAN.Present {
+		n, protocol = sll2Header+4, p.VLAN.Protocol
+		binary.BigEndian.PutUint16(s[20:], p.VLAN.TCI)
+		binary.BigEndian.PutUint16(s[22:], p.Protocol)
+	}
+	binary.BigEndian.PutUint32(s[0:], uint32(protocol)<<16)
+	binary.BigEndian.PutUint32(s[4:], p.Interface())
+	binary.BigEndian.PutUint16(s[8:], hwType)
+	s[10] = p.packetType(body)
+	source := p.source()
+	s[11] = uint8(len(source))
+	if len(source) == 6 { // the length is known: no call of memmove
+		*(*[6]byte)(s[12:]) = [6]byte(source)
+		s[18], s[19] = 0, 0
+	} else {
+		clear(s[12+copy(s[12:20], source) : 20])
+	}
+	return s[:n]
+}
+
+// l2 is the link-layer header that the packet really has, or nil.
+func (p *Packet) l2() []byte {
+	if len(p.L2Header) == etherHeader {
+		return p.L2Header
+	}
+	if len(p.HWHeader) == etherHeader && p.HasHWType && p.HWType == hwEther {
+		return p.HWHeader
+	}
+	return nil
+}
+
+// source is the sender's link-layer address, at most 8 bytes.
+func (p *Packet) source() []byte {
+	if h := p.l2(); h != nil {
+		return h[6:12]
+	}
+	return p.HWAddr[:min(len(p.HWAddr), 8)]
+}
+
+// packetType tells for whom a packet is.
+func (p *Packet) packetType(body []byte) uint8 {
+	if p.Direction() == Outbound {
+		return outgoing
+	}
+	if h := p.l2(); h != nil {
+		switch {
+		case h[0]&1 == 0:
+			return toHost
+		case h[0]&h[1]&h[2]&h[3]&h[4]&h[5] == 0xff:
+			return toBroadcast
+		}
+		return toMulticast
+	}
+	switch {
+	case p.Protocol == etherIPv4 && len(body) >= 20:
+		switch d := binary.BigEndian.Uint32(body[16:]); {
+		case d == 0xffffffff:
+			return toBroadcast
+		case d>>28 == 0xe:
+			return toMulticast
+		}
+	case p.Protocol == etherIPv6 && len(body) >= 40 && body[24] == 0xff:
+		return toMulticast
+	}
+	return toHost
+}
+
+// ethernet gives the Ethernet header with its VLAN tag, where it is true.
+func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
+	h := p.L2Header
+	if len(h) != etherHeader {
+		h = p.HWHeader
+		if len(h) != etherHeader || !p.HasHWType || binary.BigEndian.Uint16(h[12:]) != p.Protocol {
+			return nil, false
+		}
+	}
+	if p.HasHWType && p.HWType != hwEther {
+		return nil, false
+	}
+	if !p.VLAN.Present {
+		return h, true
+	}
+	copy(s[:12], h)
+	binary.BigEndian.PutUint16(s[12:], p.VLAN.Protocol)
+	binary.BigEndian.PutUint16(s[14:], p.VLAN.TCI)
+	copy(s[16:18], h[12:14])
+	return s[:18], true
+}
+
+// wireLength is the length that a packet of which only the first bytes are here had, by
+// its own headers: the IPv4 total length, 40 + the IPv6 payload length or the jumbo
+// payload option (RFC 2675), after any VLAN tags. Where they do not tell (another
+// protocol, BIG TCP over IPv4, a cut before the length) it is what is here; so is
+// Ethernet padding behind an IP packet that was cut.
+func wireLength(protocol uint16, b []byte) int {
+	at := 0
+	for (protocol == etherVLAN || protocol == etherQinQ) && len(b) >= at+4 {
+		protocol = binary.BigEndian.Uint16(b[at+2:])
+		at += 4
+	}
+	l3, n := b[at:], 0
+	switch {
+	case protocol == etherIPv4 && len(l3) >= 4 && l3[0]>>4 == 4:
+		n = int(binary.BigEndian.Uint16(l3[2:]))
+	case protocol == etherIPv6 && len(l3) >= 6 && l3[0]>>4 == 6:
+		if n = int(binary.BigEndian.Uint16(l3[4:])); n > 0 {
+			n += 40
+		} else if jumbo := jumboPayload(l3); jumbo > 0 {
+			n = 40 + jumbo
+		}
+	}
+	return max(len(b), at+n)
+}
+
+// jumboPayload is the length in a Jumbo Payload option, which stands in a hop-by-hop
+// header right after the IPv6 header (RFC 2675 section 2), or 0.
+func jumboPayload(b []byte) int {
+	if len(b) < 42 || b[6] != 0 {
+		return 0
+	}
+	options := b[42:min(len(b), 40+8+8*int(b[41]))]
+	for len(options) >= 2 {
+		switch kind, n := options[0], int(options[1]); {
+		case kind == 0: // Pad1 is one byte
+			options = options[1:]
+		case kind == 0xc2 && n == 4 && len(options) >= 6:
+			return int(min(binary.BigEndian.Uint32(options[2:]), 1<<31-64))
+		case 2+n > len(options):
+			return 0
+		default:
+			options = options[2+n:]
+		}
+	}
+	return 0
+}
