@@ -182,8 +182,15 @@ func serve(t testing.TB, d *fakeDaemon, access Access) *served {
 	return s
 }
 
+// reply is what a test looks at of an answer, besides its body.
+type reply struct {
+	StatusCode    int
+	Header        http.Header
+	ContentLength int64
+}
+
 // do makes one call.
-func (s *served) do(method, path, body string, header ...string) (*http.Response, string) {
+func (s *served) do(method, path, body string, header ...string) (reply, string) {
 	s.t.Helper()
 	req, err := http.NewRequest(method, "http://capd"+path, strings.NewReader(body))
 	if err != nil {
@@ -201,7 +208,7 @@ func (s *served) do(method, path, body string, header ...string) (*http.Response
 	if err != nil {
 		s.t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return resp, strings.TrimSuffix(string(text), "\n")
+	return reply{resp.StatusCode, resp.Header, resp.ContentLength}, strings.TrimSuffix(string(text), "\n")
 }
 
 // keys gives the names in a JSON object.

@@ -230,7 +230,7 @@ func (h *Handler) failure(c *call, err error) *wire.Error {
 	if errors.Is(err, context.Canceled) && c.r.Context().Err() != nil {
 		return &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: "the client went away"}
 	}
-	if err != errPanicked {
+	if !errors.Is(err, errPanicked) {
 		h.logger.Error("a call failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)
 	}
 	return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: "capd failed at this", Hint: "journalctl -u capd says why"}

@@ -199,7 +199,7 @@ func TestLoadMistakes(t *testing.T) {
 	dir := write(t, map[string]string{
 		"capd.toml":                "[access.group.noc]\ndestinations = ['sco']\n[destination.soc]\n" + profile,
 		"destinations.d/soc.toml":  profile,
-		"destinations.d/two.toml":  "addres = 'h'\ntype = 'sftp'\n" + strings.ReplaceAll(profile, "type = \"sftp\"\n", ""),
+		"destinations.d/two.toml":  "adddress = 'h'\ntype = 'sftp'\n" + strings.ReplaceAll(profile, "type = \"sftp\"\n", ""),
 		"destinations.d/x y.toml":  profile,
 		"destinations.d/zero.toml": "",
 	})
@@ -209,7 +209,7 @@ func TestLoadMistakes(t *testing.T) {
 	}
 	want := `capd.toml:2: access.group.noc.destinations: no destination is called "sco" (did you mean "soc"?)
 destinations.d/soc.toml: destination "soc" is defined here and in capd.toml:3 (remove or rename one of the two)
-destinations.d/two.toml:1: addres: unknown key (did you mean "address"?)
+destinations.d/two.toml:1: adddress: unknown key (did you mean "address"?)
 destinations.d/x y.toml: "x y" is not a destination's name (1 to 64 of a-z, A-Z, 0-9, dot, dash and underscore, beginning with a letter or digit)
 destinations.d/zero.toml: type is missing (sftp or s3)`
 	if got := strings.ReplaceAll(err.Error(), dir+"/", ""); got != want {

@@ -1,0 +1,113 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"capd/ctl/wire"
+)
+
+func modelFake(t *testing.T) *fakeDaemon {
+	limit, bytes := wire.Seconds(300e9), wire.Size(10e6)
+	at := wire.Time{Time: time.Date(2026, 11, 23, 10, 0, 0, 5, time.UTC)}
+	request := wire.StartRequest{Type: wire.TypeFull, Format: wire.FormatPcap, TimeLimit: &limit, ByteLimit: &bytes,
+		FilterV1: &wire.FilterV1{SourceAddress: "192.0.2.0/24", DestinationPort: 53, Protocol: "UDP"}, Destination: "evidence", Name: "full"}
+	full := wire.Capture{ID: testID, Host: "edge-1", Status: wire.StatusComplete, StartRequest: request, Submitted: at, Stopped: &at, StopReason: wire.StopRequested,
+		Packets: wire.Packets{Captured: 7}, Files: []wire.File{{Name: "0001.pcap"}, {Name: "0002.pcap"}, {Name: "0003.pcap"}, {Name: "manifest.json"}}}
+	simple := full
+	simple.ID, simple.Name, simple.Type, simple.Destination = strings.Repeat("1", 32), "simple", wire.TypeSimple, ""
+	failed := full
+	failed.Name, failed.Status, failed.StopReason, failed.Error, failed.FilterV1 = "failed", wire.StatusFailed, wire.StopError, &wire.Problem{Message: "no space"}, nil
+	failed.Files = nil
+	running := full
+	running.Name, running.Status = "running", wire.StatusRunning
+	other := full
+	other.Name, other.Format, other.Destination = "other", wire.FormatPcapng, "soc"
+	d := &fakeDaemon{dir: t.TempDir(), captures: []wire.Capture{full, simple, failed, running, other}}
+	header := strings.Repeat("H", pcapHeader)
+	for name, text := range map[string]string{"0001.pcap": header + "one", "0002.pcap": header + "two", "0003.pcap": header} {
+		if err := os.WriteFile(filepath.Join(d.dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// TestModelAnswers holds each answer of the model API to the letter: a field too many
+// makes its SDKs take a full capture for a simple one.
+func TestModelAnswers(t *testing.T) {
+	s := serve(t, modelFake(t), Access{})
+	const pcaps = "/client/v4/accounts/023e105f4ecef8ad9ca31a8372d0c353/pcaps"
+	ok := func(result string) string {
+		return `{"success":true,"errors":[],"messages":[],"result":` + result + `}`
+	}
+	refused := func(code int, message string) string {
+		return fmt.Sprintf(`{"success":false,"errors":[{"code":%d,"message":"%s"}],"messages":[],"result":null}`, code, message)
+	}
+	const fullTail = `"byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"","packets_captured":7`
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"GET", pcaps + "/full", "", 200, ok(`{"id":"` + testID + `","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full",` + fullTail + `,"stop_requested":"2026-11-23T10:00:00.000000005Z"}`)},
+		{"GET", pcaps + "/simple", "", 200, ok(`{"id":"11111111111111111111111111111111","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"simple"}`)},
+		{"GET", pcaps + "/failed", "", 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"failed","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full","byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"no space","packets_captured":7}`)},
+		{"GET", pcaps + "/nope", "", 404, refused(1404, `no capture is called \"nope\"`)},
+		{"PUT", pcaps + "/full/stop", "", 204, ""},
+		{"PUT", pcaps + "/nope/stop", "", 404, refused(1404, `no capture is called \"nope\"`)},
+		{"POST", pcaps + "/full/stop", "", 405, refused(1405, `\"`+(pcaps + "/full/stop")[:60]+` ...\" does not take \"POST\" (it takes PUT)`)},
+		{"GET", "/client/v4/accounts/x/zones", "", 404, refused(1404, `there is no \"/client/v4/accounts/x/zones\" here (paths begin with /v1/captures, /v1/destinations, /v1/explain, /v1/status)`)},
+		{"GET", pcaps + "/full/download", "", 200, strings.Repeat("H", pcapHeader) + "onetwo"},
+		{"GET", pcaps + "/other/download", "", 404, refused(1404, `the capture is in the format pcapng, not pcap (capctl download fetches it)`)},
+		{"GET", pcaps + "/running/download", "", 409, refused(1409, `the capture is still running (stop it, or wait for its end)`)},
+		{"GET", pcaps + "/failed/download", "", 404, refused(1404, `the capture has no file \"`+testID+`.pcap\" here (capctl show names the files and says where they went)`)},
+		{"POST", pcaps, `{"name": "x"}`, 422, refused(1422, `unknown field \"name\" (valid here: byte_limit, colo_name, destination_conf, filter_v1, offset_time, packet_limit, system, time_limit, type)`)},
+		{"POST", pcaps, `{"type": "half"}`, 422, refused(1422, `type: \"half\" is unknown (write full, simple)`)},
+		{"POST", pcaps, `{"type": "simple", "offset_time": "2020-01-01T00:00:00Z"}`, 422, refused(1422, `offset_time: capd keeps nothing of the time before a request (\"2020-01-01T00:00:00Z\") (leave it out; a ring capture started beforehand keeps the past)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://nowhere"}`, 422, refused(1422, `destination_conf: \"s3://nowhere\" fits no destination of this box (GET /v1/destinations shows them)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://twins"}`, 422, refused(1422, `destination_conf: \"s3://twins\" fits the destinations twin-a and twin-b (start it by POST /v1/captures, with destination)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://captures/dir"}`, 422, refused(1422, `destination_conf: \"s3://captures/dir\" names a folder (leave it out: path in the profile says where files go)`)},
+		{"POST", pcaps, `{"destination_conf": "gs://captures"}`, 422, refused(1422, `destination_conf: \"gs://captures\" is not a destination (write s3://BUCKET or sftp://PROFILE)`)},
+		{"POST", pcaps, `{"type": "full", "system": "magic-transit", "colo_name": "ORD", "time_limit": 10, "destination_conf": "s3://captures?region=auto"}`, 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"running","submitted":"0001-01-01T00:00:00.000000000Z","system":"magic-transit","time_limit":10,"type":"full","byte_limit":0,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"","packets_captured":0}`)},
+		{"POST", pcaps, `{"destination_conf": "sftp://soc"}`, 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"running","submitted":"0001-01-01T00:00:00.000000000Z","system":"magic-transit","time_limit":0,"type":"full","byte_limit":0,"colo_name":"edge-1","destination_conf":"sftp://soc","error_message":"","packets_captured":0}`)},
+	} {
+		resp, body := s.do(c.method, c.path, c.body)
+		if resp.StatusCode != c.status || body != c.want {
+			t.Errorf("%s %s %s\n got %d %s\nwant %d %s", c.method, c.path, c.body, resp.StatusCode, body, c.status, c.want)
+		}
+		if retry := resp.Header.Get("X-Should-Retry"); (retry == "false") != (c.status >= 400) {
+			t.Errorf("%s %s: X-Should-Retry %q", c.method, c.path, retry)
+		}
+		if strings.HasPrefix(body, "{") && resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: content type %q", c.method, c.path, resp.Header.Get("Content-Type"))
+		}
+	}
+	resp, _ := s.do("GET", pcaps+"/full/download", "")
+	if got := resp.Header.Get("Content-Type"); got != "application/vnd.tcpdump.pcap" {
+		t.Errorf("download: %q", got)
+	}
+	_, body := s.do("GET", pcaps, "")
+	envelope := keys(t, body)
+	if got := slices.Sorted(maps.Keys(envelope)); !slices.Equal(got, []string{"errors", "messages", "result", "success"}) {
+		t.Errorf("the list's envelope has %v", got)
+	}
+	if n := strings.Count(string(envelope["result"]), `"id":`); n != 5 {
+		t.Errorf("the list has %d captures", n)
+	}
+}
+
+func TestModelStatus(t *testing.T) {
+	known := []string{"unknown", "success", "pending", "running", "conversion_pending", "conversion_running", "complete", "failed"}
+	for _, status := range []string{wire.StatusPending, wire.StatusRunning, wire.StatusDelivering, wire.StatusComplete, wire.StatusFailed, "new"} {
+		if got := modelStatus(status); !slices.Contains(known, got) {
+			t.Errorf("%s is shown as %q, which no SDK knows", status, got)
+		}
+	}
+}
