@@ -42,7 +42,7 @@ func (h *Handler) start(c *call) error {
 		return err
 	}
 	c.w.Header().Set("Location", wire.PathCaptures+"/"+capture.ID)
-	answer(c, http.StatusCreated, capture)
+	answer(c, http.StatusCreated, whole(capture))
 	return nil
 }
 
@@ -74,12 +74,23 @@ func (h *Handler) list(c *call) error {
 	if err := c.query(map[string]*bool{"all": &all}); err != nil {
 		return err
 	}
-	list := wire.CaptureList{Captures: h.daemon.List(all)}
-	if list.Captures == nil {
-		list.Captures = []wire.Capture{}
+	list := wire.CaptureList{Captures: []wire.Capture{}}
+	for _, capture := range h.daemon.List(all) {
+		list.Captures = append(list.Captures, whole(capture))
 	}
 	answer(c, http.StatusOK, list)
 	return nil
+}
+
+// whole gives a capture whose lists are never null.
+func whole(c wire.Capture) wire.Capture {
+	if c.Files == nil {
+		c.Files = []wire.File{}
+	}
+	if c.Warnings == nil {
+		c.Warnings = []wire.Warning{}
+	}
+	return c
 }
 
 // capture gives the reference of the capture that a path names.
@@ -113,7 +124,7 @@ func (h *Handler) get(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer(c, http.StatusOK, capture)
+	answer(c, http.StatusOK, whole(capture))
 	return nil
 }
 
@@ -126,7 +137,7 @@ func (h *Handler) stop(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer(c, http.StatusOK, capture)
+	answer(c, http.StatusOK, whole(capture))
 	return nil
 }
 
@@ -139,7 +150,7 @@ func (h *Handler) retry(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer(c, http.StatusOK, capture)
+	answer(c, http.StatusOK, whole(capture))
 	return nil
 }
 

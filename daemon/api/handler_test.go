@@ -87,6 +87,9 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%s %s: content type %q", c.method, c.path, resp.Header.Get("Content-Type"))
 		}
 	}
+	if _, body := s.do("GET", full, ""); !strings.Contains(body, `"files":[],"warnings":[]`) {
+		t.Errorf("a list is null: %s", body)
+	}
 	if resp, _ := s.do("PUT", full, ""); resp.Header.Get("Allow") != "DELETE, GET, HEAD" {
 		t.Errorf("Allow: %s", resp.Header.Get("Allow"))
 	}
