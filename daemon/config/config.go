@@ -366,7 +366,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) error {
 		name string
 		set  func(any) *mistake
 	}{
-		{"CAPD_SOCKET", absPath(&c.Daemon.Socket)},
+		{"CAPD_SOCKET", socketPath(&c.Daemon.Socket)},
 		{"CAPD_STATE_DIR", absPath(&c.Daemon.StateDir)},
 		{"CAPD_HOST", hostLabel(&c.Daemon.Host)},
 		{"CAPD_LOG_LEVEL", logLevel(&c.Daemon.LogLevel)},
