@@ -16,14 +16,16 @@ type fakeCapd struct {
 	socket string
 
 	mu      sync.Mutex
-	replies map[string][]reply // by method and path with query; the last one stays
+	replies map[string][]reply // by method and path with query; the last one stays, until there is a newer
 	calls   []fakeCall
+	hooks   map[string]func(http.ResponseWriter, *http.Request)
 }
 
 type reply struct {
 	status int // 0: the connection is cut
 	body   []byte
 	stall  bool // no answer until the client goes
+	used   bool
 }
 
 type fakeCall struct {
@@ -38,7 +40,7 @@ func newFakeCapd(t testing.TB) *fakeCapd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeCapd{socket: filepath.Join(dir, "capd.sock"), replies: map[string][]reply{}}
+	f := &fakeCapd{socket: filepath.Join(dir, "capd.sock"), replies: map[string][]reply{}, hooks: map[string]func(http.ResponseWriter, *http.Request){}}
 	l, err := net.Listen("unix", f.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +60,18 @@ func newFakeCapd(t testing.TB) *fakeCapd {
 func (f *fakeCapd) answer(what string, r ...reply) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.replies[what] = append(f.replies[what], r...)
+	queue := f.replies[what]
+	if len(queue) == 1 && queue[0].used {
+		queue = nil
+	}
+	f.replies[what] = append(queue, r...)
+}
+
+// hook has a function answer a call, in place of what was laid ready.
+func (f *fakeCapd) hook(what string, do func(http.ResponseWriter, *http.Request)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hooks[what] = do
 }
 
 // sent gives the bodies of the calls that came, oldest first.
@@ -80,9 +93,16 @@ func (f *fakeCapd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := r.Method + " " + r.URL.RequestURI()
 	f.mu.Lock()
 	f.calls = append(f.calls, fakeCall{what, body})
+	if hook := f.hooks[what]; hook != nil {
+		f.mu.Unlock()
+		hook(w, r)
+		return
+	}
 	queue := f.replies[what]
 	if len(queue) > 1 {
 		f.replies[what] = queue[1:]
+	} else if len(queue) == 1 {
+		queue[0].used = true
 	}
 	f.mu.Unlock()
 	if len(queue) == 0 {

@@ -28,6 +28,7 @@ import (
 //	sent METHOD PATH [FILE], !sent    the last such call had that JSON as its body
 //	same FILE FILE, exists, !exists   files
 //	env K=V, tty COLUMNS|off, stdin FILE, signal N
+//	hurry, !hurry                     whether capctl soon gives up waiting for an answer
 func TestScripts(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(scripts) == 0 {
@@ -72,6 +73,7 @@ type script struct {
 	columns int // of the terminal; 0 = none
 	stdin   []byte
 	signals int
+	hurried bool
 
 	stdout, stderr bytes.Buffer
 }
@@ -137,6 +139,8 @@ func (s *script) step(w []string) {
 		s.columns, _ = strconv.Atoi(args[0])
 	case "stdin":
 		s.stdin = []byte(readFile(s.t, args[0]))
+	case "hurry":
+		s.hurried = !not
 	case "signal":
 		s.signals, _ = strconv.Atoi(args[0])
 	default:
@@ -162,7 +166,10 @@ func (s *script) run(want int, args []string) {
 		signals: func() (<-chan os.Signal, func()) { return signals, func() {} },
 		screen:  func(io.Writer) (int, bool) { return s.columns, s.columns > 0 },
 		devices: "devices",
-		timing:  timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: 200 * time.Millisecond},
+		timing:  timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
+	}
+	if s.hurried {
+		a.timing.quick = 20 * time.Millisecond
 	}
 	if got := a.run(context.Background(), args); got != want {
 		s.failf("it ended with %d, not with %d", got, want)

@@ -200,6 +200,7 @@ type File struct {
 	NextAttempt *Time  `json:"next_attempt,omitempty"`
 	Delivered   *Time  `json:"delivered,omitempty"`
 	Interrupted bool   `json:"interrupted,omitempty"` // cut by a kill and repaired to its last whole packet
+	Cut         bool   `json:"cut,omitempty"`         // compressed or sealed, cut by a kill: it can be read up to the cut
 	Error       string `json:"error,omitempty"`
 }
 
