@@ -29,7 +29,7 @@ func (a *app) completionCommand() *cobra.Command {
 		Long: `completion prints a script that completes capctl's commands and flags, and asks capd for
 captures and destinations. Load it into the shell that runs, or put it where the shell
 looks for such scripts.`,
-		Example: `  source <(capctl completion bash)                                   this bash (needs bash-completion)
+		Example: `  source <(capctl completion bash)                                   this bash
   capctl completion bash > /etc/bash_completion.d/capctl             every bash
   capctl completion zsh > "${fpath[1]}/_capctl"                      every zsh
   capctl completion fish > ~/.config/fish/completions/capctl.fish    every fish

@@ -29,9 +29,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// process is a capctl of its own.
+type process struct {
+	*exec.Cmd
+	started chan struct{}
+}
+
 // capctl prepares a process that speaks to a socket.
-func capctl(socket string, args ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", args...)
+func capctl(socket string, args ...string) process {
+	cmd := process{exec.Command("/proc/self/exe", args...), make(chan struct{})}
 	cmd.Env = append(os.Environ(), "CAPCTL_TEST_RUN=1", "CAPD_SOCKET="+socket, "SSH_CONNECTION=", "COLUMNS=", "TERM=xterm", "LANG=C.UTF-8", "LC_ALL=", "NO_COLOR=")
 	return cmd
 }
@@ -65,25 +71,31 @@ func (o *onSeeing) String() string {
 	return o.buf.String()
 }
 
+// output runs the process and gives what it printed and its exit code.
+func (p process) output(t *testing.T) (stdout string, exit int) {
+	t.Helper()
+	var out bytes.Buffer
+	if p.Stdout == nil {
+		p.Stdout = &out
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	close(p.started)
+	if err := p.Wait(); p.ProcessState.ExitCode() < 0 {
+		t.Fatal(err)
+	}
+	return out.String(), p.ProcessState.ExitCode()
+}
+
 // interrupt sends a real SIGINT.
-func interrupt(t *testing.T, cmd *exec.Cmd) func() {
+func interrupt(t *testing.T, cmd process) func() {
 	return func() {
+		<-cmd.started
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 			t.Error(err)
 		}
 	}
-}
-
-func exitCode(t *testing.T, err error) int {
-	t.Helper()
-	if err == nil {
-		return 0
-	}
-	exit, ok := err.(*exec.ExitError)
-	if !ok || exit.ExitCode() < 0 {
-		t.Fatal(err)
-	}
-	return exit.ExitCode()
 }
 
 func object(t *testing.T, name string) []byte {
@@ -112,11 +124,11 @@ func TestInterruptStopsAndWaits(t *testing.T) {
 				capd.answer("GET /v1/captures/"+runningID, reply{status: 200, body: object(t, "delivering.json")}, reply{status: 200, body: object(t, test.after)})
 				_, _ = w.Write(object(t, "delivering.json"))
 			})
-			stdout, err := cmd.Output()
-			if got := exitCode(t, err); got != test.exit {
+			stdout, got := cmd.output(t)
+			if got != test.exit {
 				t.Fatalf("exit code %d: %s", got, stderr)
 			}
-			if string(stdout) != runningID+"\n" {
+			if stdout != runningID+"\n" {
 				t.Errorf("stdout: %q", stdout)
 			}
 			if n := len(capd.sent("POST /v1/captures/" + runningID + "/stop")); n != 1 {
@@ -140,12 +152,12 @@ func TestSecondInterruptLeaves(t *testing.T) {
 		interrupt(t, cmd)()
 		_, _ = w.Write(object(t, "delivering.json"))
 	})
-	stdout, err := cmd.Output()
-	if got := exitCode(t, err); got != 1 || !strings.Contains(stderr.String(), "capd goes on with it") {
+	stdout, got := cmd.output(t)
+	if got != 1 || !strings.Contains(stderr.String(), "capd goes on with it") {
 		t.Fatalf("exit code %d: %s", got, stderr)
 	}
 	var c wire.Capture
-	if err := json.Unmarshal(stdout, &c); err != nil || c.ID != runningID {
+	if err := json.Unmarshal([]byte(stdout), &c); err != nil || c.ID != runningID {
 		t.Errorf("stdout: %v: %s", err, stdout)
 	}
 }
@@ -160,8 +172,8 @@ func TestInterruptElsewhere(t *testing.T) {
 			for _, what := range []string{"POST /v1/captures", "GET /v1/captures", "POST /v1/destinations/soc/check"} {
 				capd.hook(what, func(_ http.ResponseWriter, r *http.Request) { interrupt(t, cmd)(); <-r.Context().Done() })
 			}
-			_, err := cmd.Output()
-			if got := exitCode(t, err); got != 1 || !strings.Contains(stderr.String(), "capctl: interrupted") {
+			_, got := cmd.output(t)
+			if got != 1 || !strings.Contains(stderr.String(), "capctl: interrupted") {
 				t.Fatalf("exit code %d: %s", got, stderr.String())
 			}
 		})
@@ -179,8 +191,8 @@ func TestInterruptedDownloadLeavesNothing(t *testing.T) {
 		interrupt(t, cmd)()
 		<-r.Context().Done()
 	})
-	_, err := cmd.Output()
-	if got := exitCode(t, err); got != 1 {
+	_, got := cmd.output(t)
+	if got != 1 {
 		t.Fatalf("exit code %d", got)
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
@@ -222,10 +234,10 @@ func TestTerminal(t *testing.T) {
 		ours, theirs := openTerminal(t, 72)
 		cmd := capctl(capd.socket, args...)
 		cmd.Stdout = theirs
-		err := cmd.Run()
+		_, exit := cmd.output(t)
 		theirs.Close()
 		out, _ := io.ReadAll(ours) // ends in EIO once the other side is closed
-		return string(out), exitCode(t, err)
+		return string(out), exit
 	}
 	out, exit := run("list")
 	if exit != 0 || !strings.Contains(out, "\x1b[32mrunning\x1b[0m") {
@@ -267,8 +279,8 @@ func TestSocketOfAnotherUser(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	_, err = cmd.Output()
-	if got := exitCode(t, err); got != 3 || !strings.Contains(stderr.String(), "permission denied\nhint: the socket and every directory above it") {
+	_, got := cmd.output(t)
+	if got != 3 || !strings.Contains(stderr.String(), "permission denied\nhint: the socket and every directory above it") {
 		t.Fatalf("exit code %d: %s", got, stderr.String())
 	}
 }
