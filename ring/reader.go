@@ -1,0 +1,587 @@
+package ring
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reader merges the packets of its NFLOG groups into one stream in time order. Next,
+// SetDeadline and Drain belong to one goroutine, which holds its OS thread; Wake and Stats
+// may be called from any.
+//
+// Order: Next takes the earliest of the packets that are at hand, and hands it over only
+// when everything that the Stamped groups without one had logged by the time it was read
+// must be here (at most OrderBound plus the kernel's flush timeout later). So packets come
+// in the order of their timestamps, except that one whose way from its receive stamp to
+// the log rule took longer than OrderBound may come late, that packets of one CPU stay in
+// the order in which the kernel logged them, and that nothing waits once the ring is full
+// (Stats.Hurried). The waiting goes by the monotonic clock: a step of the wall clock can
+// misplace packets, by at most a second, but hold none back. A Reader with a single
+// Stamped group never waits for it.
+type Reader struct {
+	groups  []group
+	decoder decoder
+	memory  *Memory
+	arena   arena
+	config  configMessage
+	log     *slog.Logger
+
+	// The merge.
+	run     *group // the group that Next goes on with, not in the heap
+	limit   int64  // while its packets are not later than this
+	heap    heap
+	horizon int64 // of the Stamped groups that have no packet at hand, the least
+	started int   // slots begun since the sockets were last read
+	full    bool  // the last read found no room
+	urgent  *group
+
+	// Waiting.
+	fds        []unix.PollFd
+	timespec   unix.Timespec
+	word       [8]byte
+	base       time.Time // where the monotonic clock starts
+	deadline   int64     // on the monotonic clock
+	lastDry    int64     // when the sockets were last found empty
+	burst      int       // datagrams since then
+	nap        int64     // how long to sleep when busy
+	napDivisor int64
+
+	draining bool
+	finished bool
+	failed   error
+
+	woken   atomic.Bool
+	hurried atomic.Uint64
+	rounds  atomic.Uint64
+	waits   atomic.Uint64
+	held    atomic.Int64
+
+	mu     sync.Mutex // guards event against Wake after Close
+	event  event
+	isOpen bool
+}
+
+const (
+	// perRound is how many datagrams are read from a socket before packets are handed over:
+	// what stays in a CPU's second-level cache.
+	perRound = 4
+	never    = math.MaxInt64
+	// napLongest is how long a busy reader sleeps between two looks at its sockets, so that
+	// it is not woken for every datagram.
+	napLongest  = int64(time.Millisecond)
+	napShortest = int64(50 * time.Microsecond)
+)
+
+// Open binds free NFLOG groups in the calling thread's network namespace and makes them
+// ready: when it returns, the ring's memory is there and every packet that a rule logs to
+// the groups is counted. It needs CAP_NET_ADMIN; reading does not, but without it batches
+// are no longer adapted to the traffic.
+func Open(c Config) (*Reader, error) {
+	if c.Stamped < 0 || c.Clocked < 0 || c.Stamped > MaxGroups || c.Clocked > MaxGroups || c.Stamped+c.Clocked == 0 {
+		return nil, fmt.Errorf("ring: %d stamped and %d clocked groups: 0 to %d of each are possible, and at least one", c.Stamped, c.Clocked, MaxGroups)
+	}
+	if c.ReceiveBuffer <= 0 {
+		c.ReceiveBuffer = defaultReceiveBuffer
+	}
+	memory, err := Alloc(max(c.Memory, MinMemory))
+	if err != nil {
+		return nil, fmt.Errorf("ring: %w", err)
+	}
+	r := newReader(c, memory)
+	r.event, err = openEvent()
+	if err == nil {
+		err = r.bind(c)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ring: %w", err), r.Close())
+	}
+	r.fds = make([]unix.PollFd, 1, 1+len(r.groups))
+	r.fds[0] = unix.PollFd{Fd: int32(r.event.fd), Events: unix.POLLIN}
+	for i := range r.groups {
+		r.fds = append(r.fds, unix.PollFd{Fd: int32(r.groups[i].socket.fd), Events: unix.POLLIN})
+	}
+	return r, nil
+}
+
+// newReader makes a Reader without the kernel's part.
+func newReader(c Config, memory *Memory) *Reader {
+	r := &Reader{
+		memory: memory, arena: newArena(memory.Bytes()), log: c.Logger, base: time.Now(),
+		deadline: never, horizon: never, nap: napLongest, isOpen: true, event: event{-1},
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	r.decoder.limit = maxCopy
+	if c.CopyRange > 0 && c.CopyRange < maxCopy {
+		r.decoder.limit = int(c.CopyRange)
+	}
+	if c.Prefix != "" {
+		r.decoder.prefix = append([]byte(c.Prefix), 0)
+	}
+	r.groups = make([]group, c.Stamped+c.Clocked)
+	for i := range r.groups {
+		g := &r.groups[i]
+		g.index, g.first, g.last, g.socket.fd = i, -1, -1, -1
+		n := c.Stamped
+		if g.CPU = i; i >= c.Stamped {
+			g.Class, g.CPU, n = Clocked, i-c.Stamped, c.Clocked
+		}
+		if n == 1 {
+			g.CPU = -1
+		}
+		g.tuning.begin(g.Class, r.decoder.limit)
+	}
+	r.heap = make(heap, 0, len(r.groups))
+	for i := range r.groups {
+		r.silent(&r.groups[i])
+	}
+	return r
+}
+
+// firstNumber is the lowest group number that is tried: those below are what people give
+// to other tools by hand.
+const firstNumber = 1000
+
+// bind opens a socket for each group and binds it to a free number.
+func (r *Reader) bind(c Config) error {
+	number := firstNumber + rand.N(1<<16-firstNumber)
+	for i := range r.groups {
+		g := &r.groups[i]
+		var err error
+		if g.socket, err = openSocket(c.ReceiveBuffer / len(r.groups)); err != nil {
+			return err
+		}
+		other := func(datagram []byte) { r.strange(g, datagram) }
+		const tries = 200
+		for try := 1; ; try++ {
+			g.Number = uint16(number)
+			if number++; number == 1<<16 {
+				number = firstNumber
+			}
+			taken, err := g.socket.setUp(g.Number, uint32(r.decoder.limit), r.arena.area[:window], other)
+			if err == nil {
+				break
+			}
+			if !taken || try == tries {
+				return err
+			}
+		}
+		if err := g.tuning.apply(g, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// strange counts what comes before any rule of ours can have sent it.
+func (r *Reader) strange(g *group, datagram []byte) {
+	var p Packet
+	for len(datagram) > 0 {
+		kind, _, body, rest, ok := cutMessage(datagram)
+		datagram = rest
+		if !ok {
+			g.account.settle(malformed, numbered{})
+		} else if kind == ulogPacket {
+			v, n := r.decoder.decode(body, &p)
+			if v == good {
+				v = foreign
+			}
+			g.account.settle(v, n)
+		}
+	}
+	g.dirty = true
+}
+
+// Groups are the groups that were bound: first the Stamped ones in the order of their
+// CPUs, then the Clocked ones.
+func (r *Reader) Groups() []Group {
+	out := make([]Group, len(r.groups))
+	for i := range r.groups {
+		out[i] = r.groups[i].Group
+	}
+	return out
+}
+
+// Next gives the next packet in p, waiting for it if need be. p's slices are valid until
+// the next call. It allocates nothing. Errors: os.ErrDeadlineExceeded at the deadline,
+// ErrWoken after Wake (both leave everything as it was, and packets can be overtaken by
+// them for no longer than it takes to read a few datagrams), io.EOF when everything was
+// read after Drain, ErrClosed, or what made reading impossible.
+func (r *Reader) Next(p *Packet) error {
+	if g := r.run; g != nil {
+		if g.decode(&r.decoder, p) {
+			if p.Time <= r.limit {
+				return nil
+			}
+			g.head = *p
+			r.heap.push(g)
+		} else {
+			r.advance(g)
+		}
+		r.run = nil
+	}
+	return r.choose(p)
+}
+
+// advance goes on to the group's next packet in its next slot, or marks it silent.
+func (r *Reader) advance(g *group) {
+	for g.first >= 0 {
+		if len(g.data) > 0 && g.decode(&r.decoder, &g.head) {
+			r.heap.push(g)
+			return
+		}
+		done := g.first
+		s := &r.arena.slots[done]
+		g.tuning.read(g.packets, s.length)
+		g.packets = 0
+		g.data = nil
+		g.first = s.next
+		r.arena.release(done)
+		if g.first >= 0 {
+			r.start(g)
+		}
+	}
+	g.last = -1
+	r.silent(g)
+}
+
+// start begins to decode the group's first slot.
+func (r *Reader) start(g *group) {
+	g.data = r.arena.bytes(g.first)
+	g.clock = r.arena.slots[g.first].clock
+	r.started++
+}
+
+// silent notes that a group has no packet at hand.
+func (r *Reader) silent(g *group) {
+	if g.Class == Stamped && g.state != closed {
+		r.horizon = min(r.horizon, g.horizon)
+	}
+}
+
+// choose finds the group whose turn it is, reading the sockets as needed.
+func (r *Reader) choose(p *Packet) error {
+	if r.started > perRound {
+		// Packets are at hand, but deadlines and silent groups must not wait for their end.
+		if _, err := r.read(false); err != nil {
+			return err
+		}
+	}
+	for looked := false; ; {
+		if i := r.ready(); i >= 0 {
+			g := r.heap.remove(i)
+			*p = g.head
+			r.run, r.limit = g, r.heap.earliest()
+			return nil
+		}
+		if looked {
+			if r.draining && r.over() {
+				return io.EOF
+			}
+			if err := r.wait(); err != nil {
+				return err
+			}
+		}
+		got, err := r.read(true)
+		if err != nil {
+			return err
+		}
+		looked = got == 0
+	}
+}
+
+// ready gives the place in the heap of the packet that may be handed over now, -1 where
+// there is none.
+func (r *Reader) ready() int {
+	if len(r.heap) == 0 {
+		return -1
+	}
+	i := 0
+	if r.urgent != nil {
+		i = r.heap.find(r.urgent)
+		r.urgent = nil
+	}
+	s := &r.arena.slots[r.heap[i].g.first]
+	if s.received > r.horizon {
+		if !r.full && i == 0 {
+			return -1
+		}
+		if !s.hurried {
+			s.hurried = true
+			r.hurried.Add(1)
+		}
+	}
+	return i
+}
+
+// find gives the place of a group, 0 if it is not there.
+func (h heap) find(g *group) int {
+	for i := range h {
+		if h[i].g == g {
+			return i
+		}
+	}
+	return 0
+}
+
+// clock reads both clocks: nanoseconds since Open, and since the Unix epoch.
+func (r *Reader) clock() (monotonic, wall int64) {
+	now := time.Now()
+	return int64(now.Sub(r.base)), now.UnixNano()
+}
+
+// read sees to interruptions, then does one pass over the sockets, of all groups or of
+// those that have nothing at hand. It gives the number of datagrams.
+func (r *Reader) read(all bool) (int, error) {
+	if r.failed != nil {
+		return 0, r.failed
+	}
+	if r.woken.Load() {
+		r.woken.Store(false)
+		r.event.clear(&r.word)
+		return 0, ErrWoken
+	}
+	now, _ := r.clock()
+	if now >= r.deadline {
+		return 0, os.ErrDeadlineExceeded
+	}
+	r.started, r.full = 0, false
+	got := 0
+	for i := range r.groups {
+		g := &r.groups[i]
+		if !all && g.first >= 0 {
+			continue
+		}
+		n, err := r.fill(g, &now)
+		if err != nil {
+			r.failed = fmt.Errorf("ring: group %d: %w", g.Number, err)
+			return got, r.failed
+		}
+		got += n
+	}
+	r.horizon = never
+	for i := range r.groups {
+		g := &r.groups[i]
+		if g.first < 0 {
+			r.silent(g)
+		}
+		g.publish()
+	}
+	r.tune(now)
+	r.burst += got
+	r.held.Store(int64(r.arena.held))
+	r.rounds.Store(r.rounds.Load() + 1)
+	if r.arena.used > 0 {
+		if s := &r.arena.slots[r.arena.first]; now-s.received > int64(overdue) {
+			r.urgent = r.owner(int32(r.arena.first))
+		}
+	}
+	return got, nil
+}
+
+// owner finds the group whose current slot this is.
+func (r *Reader) owner(slot int32) *group {
+	for i := range r.groups {
+		if g := &r.groups[i]; g.first == slot {
+			return g
+		}
+	}
+	return nil
+}
+
+// fill reads from one socket into the ring. now is the monotonic clock, kept up to date.
+func (r *Reader) fill(g *group, now *int64) (int, error) {
+	if g.state == closed {
+		return 0, nil
+	}
+	for n := 0; n < perRound; {
+		room := r.arena.room()
+		if room == nil {
+			r.full = true
+			return n, nil
+		}
+		length, kernel, ok, err := g.socket.receive(room)
+		if err != nil {
+			return n, err
+		}
+		if !ok {
+			return n, r.dry(g, *now)
+		}
+		var wall int64
+		*now, wall = r.clock()
+		if r.store(g, length, kernel, *now, wall) {
+			n++
+		}
+	}
+	if r.draining && g.state == bound && g.unbind.since > drainAtMost*g.socket.receiveBuffer {
+		return perRound, r.sendUnbind(g, *now)
+	}
+	return perRound, nil
+}
+
+// store takes a datagram that was read into the ring's room. It tells whether it may hold
+// packets.
+func (r *Reader) store(g *group, length int, kernel bool, now, wall int64) bool {
+	g.dirty = true
+	if length > window {
+		g.account.cut++
+		length = window
+	}
+	if length < nlmsgHeader || !kernel {
+		g.account.garbage++
+		return false
+	}
+	room := r.arena.room()
+	if seq, errno, ok := answer(room[:length]); ok {
+		r.answered(g, seq, errno)
+		return false
+	}
+	g.account.datagrams++
+	g.account.bytes += uint64(length)
+	g.tuning.burst++
+	g.unbind.since += length
+	i := r.arena.commit(length)
+	s := &r.arena.slots[i]
+	s.received, s.clock = now, wall
+	if g.last >= 0 {
+		r.arena.slots[g.last].next = i
+		g.last = i
+		return true
+	}
+	g.first, g.last = i, i
+	r.start(g)
+	r.advance(g)
+	return true
+}
+
+// dry notes that a socket had nothing more at the time now.
+func (r *Reader) dry(g *group, now int64) error {
+	g.horizon = max(g.horizon, g.tuning.horizon(now))
+	if r.draining {
+		return r.leave(g, now)
+	}
+	return nil
+}
+
+// wait sleeps until something can have changed.
+func (r *Reader) wait() error {
+	now, _ := r.clock()
+	until := min(r.deadline, r.wakeup(now))
+	if len(r.heap) > 0 { // held back: until the silent groups can be trusted
+		g := r.heap[0].g
+		until = min(until, r.arena.slots[g.first].received+int64(flushTimeout+settle))
+		for i := range r.groups {
+			if s := &r.groups[i]; s.Class == Stamped && s.first < 0 && s.state != closed {
+				until = min(until, r.arena.slots[g.first].received+s.tuning.lag(now))
+			}
+		}
+	}
+	fds := r.fds
+	if r.busy(now) {
+		fds = fds[:1]
+		until = min(until, now+r.nap)
+	}
+	r.lastDry, r.burst = now, 0
+	r.waits.Store(r.waits.Load() + 1)
+	for i := range fds {
+		fds[i].Revents = 0
+	}
+	wait := int64(time.Hour)
+	if until != never {
+		wait = max(0, min(wait, until-now))
+	}
+	if err := poll(fds, wait, &r.timespec); err != nil {
+		r.failed = fmt.Errorf("ring: %w", err)
+		return r.failed
+	}
+	if fds[0].Revents != 0 {
+		r.event.clear(&r.word)
+	}
+	return nil
+}
+
+// busy tells whether datagrams come so fast that a short sleep is better than waiting for
+// the next: several came since the last wait. It sets how long to sleep.
+func (r *Reader) busy(now int64) bool {
+	if r.burst < 2 || now-r.lastDry > 4*napLongest {
+		return false
+	}
+	// What comes during a sleep must not fill the receive buffers by more than a quarter.
+	const datagram = 68 << 10
+	least := never
+	for i := range r.groups {
+		least = min(least, r.groups[i].socket.receiveBuffer)
+	}
+	switch filled := r.burst * datagram; {
+	case filled > least/4:
+		r.nap = max(napShortest, r.nap/2)
+	case filled < least/16:
+		r.nap = min(napLongest, r.nap*2)
+	}
+	return true
+}
+
+// SetDeadline makes Next return os.ErrDeadlineExceeded from t on; the zero Time means
+// never. It goes by the monotonic clock.
+func (r *Reader) SetDeadline(t time.Time) {
+	if t.IsZero() {
+		r.deadline = never
+		return
+	}
+	r.deadline = int64(t.Sub(r.base))
+}
+
+// Wake makes Next return ErrWoken, once, soon. Any goroutine may call it.
+func (r *Reader) Wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isOpen {
+		r.woken.Store(true)
+		r.event.set()
+	}
+}
+
+// Stats gives the account. Any goroutine may call it, also after Close.
+func (r *Reader) Stats() Stats {
+	s := Stats{
+		Groups: make([]GroupStats, len(r.groups)), Held: int(r.held.Load()), Memory: len(r.arena.area),
+		Hurried: r.hurried.Load(), Rounds: r.rounds.Load(), Waits: r.waits.Load(),
+	}
+	for i := range r.groups {
+		s.Groups[i] = r.groups[i].stats()
+	}
+	return s
+}
+
+// Close gives groups, sockets and memory back. Next must not be running, nor a packet of
+// it be in use. A second call does nothing.
+func (r *Reader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.isOpen {
+		return nil
+	}
+	r.isOpen = false
+	r.failed = ErrClosed
+	r.run, r.heap, r.started = nil, r.heap[:0], perRound
+	var errs []error
+	for i := range r.groups {
+		errs = append(errs, r.groups[i].socket.close())
+	}
+	if r.event.fd >= 0 {
+		r.event.close()
+	}
+	r.memory.Free()
+	return errors.Join(errs...)
+}
