@@ -105,10 +105,18 @@ func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir s
 		}
 	}
 	saved := []wire.File{}
-	total := uint64(0)
+	total, failed := uint64(0), exitDone
 	for _, f := range wanted {
 		path := filepath.Join(dir, f.Name)
-		if err := a.saveFile(ctx, c.ID, f, path, force); err != nil {
+		err := a.saveFile(ctx, c.ID, f, path, force)
+		if err != nil && len(wanted) > 1 && isAnswer(err) {
+			// It was delivered meanwhile, or is damaged: that concerns this file alone.
+			if exit := a.report(fmt.Errorf("%s: %w", f.Name, err)); failed == exitDone {
+				failed = exit
+			}
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		saved = append(saved, f)
@@ -120,9 +128,15 @@ func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir s
 		}
 	}
 	if a.json {
-		return a.printJSON(saved)
+		if err := a.printJSON(saved); err != nil {
+			return err
+		}
+	} else {
+		a.note("%s, %s", plural(uint64(len(saved)), "file", "files"), size(total))
 	}
-	a.note("%s, %s", plural(uint64(len(saved)), "file", "files"), size(total))
+	if failed != exitDone {
+		return &exitError{exit: failed}
+	}
 	return nil
 }
 

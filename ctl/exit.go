@@ -120,6 +120,12 @@ func hangs() error {
 	}
 }
 
+// isAnswer reports whether capd itself refused something.
+func isAnswer(err error) bool {
+	var answered *wire.Error
+	return errors.As(err, &answered)
+}
+
 // exitByStatus serves codes that a newer capd may send.
 func exitByStatus(status int) int {
 	switch status {

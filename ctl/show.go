@@ -281,6 +281,9 @@ func (a *app) printFile(w sheet, f wire.File) {
 	if f.Interrupted {
 		status += ", cut by a kill and repaired to its last whole packet"
 	}
+	if f.Cut {
+		status += ", cut by a kill: it can be read up to the cut"
+	}
 	fmt.Fprintf(w.b, "  %s  %s\n", w.s.paint(bold, clean(f.Name)), w.s.paint(st, clean(status)))
 	row := func(name, value string) { w.row("  "+name, value) }
 	row("contents", plural(f.Packets, "packet", "packets")+", "+size(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
