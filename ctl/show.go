@@ -234,13 +234,13 @@ func printCounts(w sheet, c wire.Capture) {
 		if stopped && *p.Seen != *p.Matched+*p.SampledOut+*p.Limited {
 			w.styled(red, "", "this sum does not come out: please report it")
 		}
-	} else {
-		w.row("seen", "not known: the kernel's counters went with a capd that was killed")
+	} else if stopped || finished(c) {
+		w.row("seen", "not known: the kernel's counters are gone")
 	}
 	parts := fmt.Sprintf("captured %s + lost %s + discarded %s", count(p.Captured), count(p.Lost), count(p.Discarded))
 	switch {
 	case p.Matched == nil:
-		w.row("matched", "not known; "+parts)
+		w.row("matched", "not known: "+parts)
 	case !stopped && *p.Matched > told:
 		w.row("matched", fmt.Sprintf("%s = %s + on their way %s", count(*p.Matched), parts, count(*p.Matched-told)))
 	default:
