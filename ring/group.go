@@ -145,6 +145,7 @@ func (g *group) decode(d *decoder, p *Packet) bool {
 			return true
 		}
 	}
+	g.dirty = true // the slot's packets are in the account now
 	return false
 }
 

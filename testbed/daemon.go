@@ -197,7 +197,7 @@ type Result struct {
 // Capctl runs capctl against the daemon.
 func (d *Daemon) Capctl(args ...string) Result {
 	d.t.Helper()
-	cmd := exec.Command(filepath.Join(d.bin, "capctl"), append([]string{"--socket", d.Socket}, args...)...)
+	cmd := d.Command(args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -205,6 +205,11 @@ func (d *Daemon) Capctl(args ...string) Result {
 		d.t.Fatalf("capctl %s: %v", strings.Join(args, " "), err)
 	}
 	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Command is a capctl that has not been started.
+func (d *Daemon) Command(args ...string) *exec.Cmd {
+	return exec.Command(filepath.Join(d.bin, "capctl"), append([]string{"--socket", d.Socket}, args...)...)
 }
 
 // Must is Capctl for a command that has to succeed; it gives stdout without the last
@@ -221,7 +226,7 @@ func (d *Daemon) Must(args ...string) string {
 // HTTP is a client whose every request goes to the daemon's socket.
 func (d *Daemon) HTTP() *http.Client {
 	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives: true, ExpectContinueTimeout: time.Second,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", d.Socket)
 		},
@@ -235,6 +240,7 @@ func (d *Daemon) Call(method, path, body string) (int, string) {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	req.Header.Set("Expect", "100-continue") // a body that is refused is not sent
 	resp, err := d.HTTP().Do(req)
 	if err != nil {
 		d.t.Fatalf("%s %s: %v", method, path, err)

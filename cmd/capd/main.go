@@ -1,0 +1,102 @@
+// Command capd is the packet-capture daemon; capd(8).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"capd/daemon"
+	"capd/daemon/config"
+)
+
+// version is set by the build: -ldflags "-X main.version=1.2.3".
+var version = "devel"
+
+const usage = `usage: capd [--config FILE]          run the daemon
+       capd --check-config [--config FILE]
+       capd --version
+
+  --config FILE    configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
+  --check-config   read the configuration, say what is wrong with it, and exit
+  --version        print the version
+
+Without a configuration file capd runs on its defaults. SIGTERM stops captures, finishes
+their files and tries their delivery for a while; SIGHUP rereads the configuration.
+See capd(8) and capd.toml(5); captures are started with capctl(1).
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "deliver" {
+		return deliver(stderr)
+	}
+	flags := flag.NewFlagSet("capd", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	path := flags.String("config", "", "")
+	check := flags.Bool("check-config", false, "")
+	showVersion := flags.Bool("version", false, "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "capd: unexpected argument %q\n%s", flags.Arg(0), usage)
+		return 2
+	}
+	if *showVersion {
+		fmt.Fprintln(stdout, "capd", version)
+		return 0
+	}
+	load := func() (*config.Config, error) {
+		cfg, err := config.Load(config.Path(*path, os.Getenv))
+		if err != nil {
+			return nil, err
+		}
+		if err := cfg.ApplyEnv(os.Getenv); err != nil {
+			return nil, err
+		}
+		return cfg, daemon.CheckConfig(cfg)
+	}
+	cfg, err := load()
+	if err != nil {
+		fmt.Fprintf(stderr, "capd: %v\n", err)
+		return 2
+	}
+	if *check {
+		fmt.Fprintln(stdout, "the configuration is good")
+		return 0
+	}
+
+	level := new(slog.LevelVar)
+	level.Set(cfg.Daemon.LogLevel)
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Level: level, Version: version, Log: log}); err != nil {
+		log.Error("capd ends", "err", err)
+		return 1
+	}
+	return 0
+}
+
+// deliver is the child process that talks to the network; capd starts it.
+func deliver(stderr io.Writer) int {
+	log := slog.New(slog.NewTextHandler(stderr, nil)).With("process", "deliver")
+	if err := daemon.RunDeliver(context.Background(), log); err != nil {
+		log.Error("deliver ends", "err", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"capd/testbed"
+)
+
+func TestMain(m *testing.M) { os.Exit(testbed.Main(m)) }
+
+func TestCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	bad := dir + "/bad.toml"
+	if err := os.WriteFile(bad, []byte("[limits]\nmax_capturs = 3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := dir + "/good.toml"
+	if err := os.WriteFile(good, []byte("[limits]\nmax_captures = 3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args   string
+		code   int
+		stdout string
+		stderr []string
+	}{
+		{"--version", 0, "capd devel\n", nil},
+		{"--help", 0, "", []string{"usage: capd"}},
+		{"--check-config --config " + good, 0, "the configuration is good\n", nil},
+		{"--check-config --config " + bad, 2, "", []string{"bad.toml:2", "max_capturs", "max_captures"}},
+		{"--config " + bad, 2, "", []string{"bad.toml:2"}},
+		{"--config " + dir + "/none.toml", 2, "", []string{"none.toml"}},
+		{"start", 2, "", []string{`unexpected argument "start"`}},
+		{"--verbose", 2, "", []string{"-verbose"}},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			if code := run(strings.Fields(c.args), &stdout, &stderr); code != c.code {
+				t.Errorf("exit code %d, want %d: %s", code, c.code, &stderr)
+			}
+			if stdout.String() != c.stdout {
+				t.Errorf("stdout %q, want %q", &stdout, c.stdout)
+			}
+			for _, want := range c.stderr {
+				if !strings.Contains(stderr.String(), want) {
+					t.Errorf("stderr lacks %q: %s", want, &stderr)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,399 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/daemon/spool"
+	"capd/nft"
+	"capd/ring"
+)
+
+// record is what survives a restart: the capture as everyone sees it, and what the
+// manifest needs besides.
+type record struct {
+	Capture  wire.Capture `json:"capture"`
+	Ruleset  string       `json:"ruleset"`
+	Manifest string       `json:"manifest,omitempty"` // "", spooled or delivered
+}
+
+// capture is one capture from its request to its end.
+type capture struct {
+	id  string
+	d   *Daemon
+	log *slog.Logger
+
+	mu      sync.Mutex
+	record  record
+	open    []string // segments begun and not yet finished
+	running *running // nil before and after
+
+	queued   map[string]bool // files that the delivery queue has; under mu
+	queueing sync.WaitGroup  // goroutines that hand files over
+
+	saving sync.Mutex    // orders writes of the record
+	halted chan struct{} // closed when the capture no longer runs and its counts are final
+}
+
+// running is what a capture holds only while it runs.
+type running struct {
+	share  *share
+	reader *ring.Reader
+	engine *engine
+	stop   chan stopping
+	final  chan finalCounts
+	ended  chan error // the engine's result
+}
+
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+// start brings a capture to life: when it returns without an error, every matching
+// packet from now on is accounted for; with one, nothing is left behind.
+func (c *capture) start(p *plan) (_ *running, err error) {
+	d, cfg := c.d, c.d.config()
+	if err := d.spool.Create(c.id); err != nil {
+		return nil, startProblem(err)
+	}
+	var undo []func()
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, f := range slices.Backward(undo) {
+			f()
+		}
+		if rerr := d.spool.RemoveCapture(c.id); rerr != nil {
+			c.log.Error("remove what a failed start left", "err", rerr)
+		}
+	}()
+
+	r := &running{stop: make(chan stopping, 1), final: make(chan finalCounts, 1), ended: make(chan error, 1)}
+	if r.share, err = d.shares.take(); err != nil {
+		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: err.Error()}
+	}
+	undo = append(undo, func() { d.shares.give(r.share) })
+
+	spec := p.rules(c.id, cfg)
+	if r.reader, err = ring.Open(p.ringConfig(c.id, cfg, r.share)); err != nil {
+		return nil, startProblem(err)
+	}
+	undo = append(undo, func() { r.reader.Close() })
+	for _, g := range r.reader.Groups() {
+		if g.Class == ring.Stamped {
+			spec.Stamped = append(spec.Stamped, g.Number)
+		} else {
+			spec.Clocked = append(spec.Clocked, g.Number)
+		}
+	}
+	ruleset, err := nft.Ruleset(spec)
+	if err != nil {
+		return nil, startProblem(err)
+	}
+
+	var seal *sealing
+	if p.request.Destination != "" {
+		if seal, err = newSealing(cfg.Destinations[p.request.Destination]); err != nil {
+			return nil, startProblem(err)
+		}
+	}
+	enc := newEncoder(c.id, p, d)
+	out, err := spool.NewWriter(spool.Options{
+		Dir: d.spool.Folder(c.id), Segment: seal.segments(p.request.Format),
+		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
+		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
+	})
+	if err != nil {
+		return nil, startProblem(err)
+	}
+	r.engine = &engine{
+		source: r.reader, out: out, enc: enc,
+		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
+		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
+		stop: r.stop, opened: c.segmentOpened, final: r.final, drained: make(chan struct{}),
+	}
+	r.engine.timeLimit = time.Now().Add(p.request.TimeLimit.Duration())
+	go func() { r.ended <- r.engine.run() }()
+	undo = append(undo, func() {
+		r.engine.drain()
+		<-r.engine.drained
+		r.final <- finalCounts{}
+		<-r.ended
+	})
+
+	if err := d.table.Install(spec); err != nil {
+		return nil, startProblem(err)
+	}
+	undo = append(undo, func() {
+		if err := d.table.Remove(c.id); err != nil {
+			c.log.Error("remove rules of a failed start", "err", err)
+		}
+	})
+	c.mu.Lock()
+	c.record.Ruleset = ruleset
+	c.record.Capture.Status = wire.StatusRunning
+	c.record.Capture.Started = now()
+	c.running = r
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		c.mu.Lock()
+		c.running, c.record.Capture.Status = nil, wire.StatusPending
+		c.mu.Unlock()
+		return nil, startProblem(err)
+	}
+	return r, nil
+}
+
+// supervise waits for the capture's end and carries it out.
+func (c *capture) supervise(r *running) {
+	why := <-r.stop
+	c.log.Info("capture ends", "reason", why.reason)
+	problem := why.err
+	note := func(err error) {
+		if err != nil {
+			c.log.Error("stop capture", "err", err)
+			problem = errors.Join(problem, err)
+		}
+	}
+	// The exact stop: no rule leads here any more; no packet is still in the old rules;
+	// everything that was logged is read; then the kernel's counters are final.
+	note(c.d.table.Unhook(c.id))
+	graceperiod()
+	r.engine.drain()
+	<-r.engine.drained
+	kernel, err := c.d.table.Counters(c.id)
+	note(err)
+	counts, warning := settle(kernel, err == nil, r)
+	r.final <- finalCounts{tail: counts.LostBy.Tail}
+	note(c.d.table.Remove(c.id))
+	stopped := now()
+	if err := <-r.ended; err != nil {
+		if why.err == nil || why.reason == wire.StopNoSpace {
+			why = writeFailure(err)
+		}
+		note(err)
+	}
+	if err := r.reader.Close(); err != nil {
+		note(err)
+	}
+	c.d.shares.give(r.share)
+
+	c.mu.Lock()
+	rec := &c.record.Capture
+	c.running, c.open = nil, nil
+	lost := rec.Packets.LostBy.Write // segmentFinished has noted it there
+	rec.Packets = counts
+	rec.Packets.Captured -= lost
+	rec.Packets.Lost += lost
+	rec.Packets.LostBy.Write = lost
+	rec.Bytes.Captured, rec.Bytes.Written = r.engine.live.bytes.Load(), 0
+	for _, f := range rec.Files {
+		rec.Bytes.Written += f.Bytes
+	}
+	rec.Stopped, rec.StopReason = stopped, why.reason
+	if warning != nil {
+		rec.Warnings = append(rec.Warnings, *warning)
+	}
+	if problem != nil {
+		rec.Error = &wire.Problem{Code: problemCode(why), Message: problem.Error()}
+	}
+	if rec.Destination != "" {
+		rec.Status = wire.StatusDelivering
+	} else {
+		c.finishLocked()
+	}
+	c.mu.Unlock()
+	c.saveOrLog()
+	close(c.halted)
+	c.d.captureHalted(c)
+}
+
+// settle computes the final counts. Every group has a rule of its own with a counter:
+// what it counted and the reader neither received nor saw a gap for was lost at the
+// tail.
+func settle(kernel nft.Counters, known bool, r *running) (wire.Packets, *wire.Warning) {
+	stats := r.reader.Stats()
+	p := wire.Packets{Captured: r.engine.live.captured.Load(), Discarded: r.engine.live.discarded.Load()}
+	var matched uint64
+	reset := false
+	for _, g := range stats.Groups {
+		told := g.Received + g.Gaps + g.Malformed
+		p.LostBy.Sequence += g.Gaps
+		p.LostBy.Decode += g.Malformed
+		counted := kernel.Matched[g.Number]
+		if known && (counted < told || kernel.Reset) {
+			reset = true
+		}
+		if counted > told {
+			p.LostBy.Tail += counted - told
+		}
+		matched += max(counted, told)
+	}
+	p.Lost = p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode
+	if !known {
+		return p, &wire.Warning{Code: "counters_unknown", Message: "the kernel's counters could not be read at the stop: matched is not known"}
+	}
+	p.Matched = &matched
+	p.SampledOut, p.Limited = ptr(kernel.SampledOut), ptr(kernel.Limited)
+	p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
+	if reset {
+		return p, &wire.Warning{Code: "counters_reset", Message: "somebody reset the kernel's counters while the capture ran: matched is what arrived and what is known to be lost"}
+	}
+	return p, nil
+}
+
+// stopNow asks a running capture to end and waits until it has.
+func (c *capture) stopNow(ctx context.Context, reason string) error {
+	c.mu.Lock()
+	r := c.running
+	c.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	select {
+	case r.stop <- stopping{reason: reason}:
+	default: // it is ending already
+	}
+	select {
+	case <-c.halted:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// segmentOpened is called by the engine; it must not wait for a disk.
+func (c *capture) segmentOpened(name string) {
+	c.mu.Lock()
+	c.open = append(c.open, name)
+	c.mu.Unlock()
+}
+
+// segmentFinished is called by the spool's writer, in the order of the segments.
+func (c *capture) segmentFinished(s spool.Segment) {
+	c.mu.Lock()
+	if c.record.Capture.Status == wire.StatusPending {
+		c.mu.Unlock()
+		return // the start failed, and takes the file back
+	}
+	c.open = slices.DeleteFunc(c.open, func(n string) bool { return n == s.Name })
+	c.record.Capture.Packets.LostBy.Write += s.LostPackets
+	if s.Bytes > 0 {
+		c.record.Capture.Files = append(c.record.Capture.Files, wireFile(s))
+	}
+	c.mu.Unlock()
+	c.saveOrLog()
+	c.d.deliver(c)
+}
+
+func wireFile(s spool.Segment) wire.File {
+	f := wire.File{Name: s.Name, Status: wire.FileSpooled, Packets: s.Packets, Bytes: uint64(s.Bytes), SHA256Plain: s.PlainSHA256}
+	if !s.First.IsZero() {
+		f.First, f.Last = &wire.Time{Time: s.First.UTC()}, &wire.Time{Time: s.Last.UTC()}
+	}
+	if s.Err != nil {
+		f.Error = s.Err.Error()
+	}
+	return f
+}
+
+// finishLocked gives a halted capture without anything to deliver its last status.
+func (c *capture) finishLocked() {
+	rec := &c.record.Capture
+	rec.Status, rec.Completed = wire.StatusComplete, now()
+	if rec.Error != nil {
+		rec.Status = wire.StatusFailed
+	}
+}
+
+// snapshot is the capture as it is now; while it runs, with the kernel's counters.
+func (c *capture) snapshot() wire.Capture {
+	c.mu.Lock()
+	out := c.record.Capture
+	out.Files = slices.Clone(out.Files)
+	out.Warnings = slices.Clone(out.Warnings)
+	r, open := c.running, slices.Clone(c.open)
+	c.mu.Unlock()
+	if r == nil {
+		return out
+	}
+	live := &r.engine.live
+	p := &out.Packets
+	stats := r.reader.Stats()
+	p.LostBy = wire.LostBy{}
+	for _, g := range stats.Groups {
+		p.LostBy.Sequence += g.Gaps
+		p.LostBy.Decode += g.Malformed
+	}
+	p.Lost = p.LostBy.Sequence + p.LostBy.Decode
+	p.Captured, p.Discarded = live.captured.Load(), live.discarded.Load()
+	if kernel, err := c.d.table.Counters(c.id); err == nil {
+		var matched uint64
+		for _, n := range kernel.Matched {
+			matched += n
+		}
+		p.Matched, p.SampledOut, p.Limited = &matched, ptr(kernel.SampledOut), ptr(kernel.Limited)
+		p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
+	}
+	out.Bytes.Captured, out.Bytes.Written = live.bytes.Load(), live.written.Load()
+	for i, name := range open {
+		f := wire.File{Name: name, Status: wire.FileOpen}
+		if i == len(open)-1 {
+			f.Packets = live.filePackets.Load()
+		}
+		out.Files = append(out.Files, f)
+	}
+	return out
+}
+
+// save makes the record durable.
+func (c *capture) save() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	c.mu.Lock()
+	rec := c.record
+	rec.Capture.Files = slices.Clone(rec.Capture.Files)
+	rec.Capture.Warnings = slices.Clone(rec.Capture.Warnings)
+	c.mu.Unlock()
+	return c.d.spool.SaveRecord(c.id, rec)
+}
+
+func (c *capture) saveOrLog() {
+	if err := c.save(); err != nil {
+		c.log.Error("save record", "err", err)
+	}
+}
+
+func now() *wire.Time { return &wire.Time{Time: time.Now().UTC()} }
+
+// startProblem carries an error of the box to whoever asked for a capture.
+func startProblem(err error) error {
+	var we *wire.Error
+	if errors.As(err, &we) {
+		return err
+	}
+	status, code := 500, wire.CodeInternal
+	if w := writeFailure(err); w.reason == wire.StopNoSpace {
+		status, code = 507, wire.CodeNoSpace
+	}
+	return &wire.Error{Status: status, Code: code, Message: fmt.Sprintf("start capture: %v", err)}
+}
+
+func problemCode(why stopping) string {
+	if why.reason == wire.StopNoSpace {
+		return wire.CodeNoSpace
+	}
+	return wire.CodeInternal
+}

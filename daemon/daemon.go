@@ -1,0 +1,429 @@
+// Package daemon is capd: it holds the captures, from a request to the proof of
+// delivery, and wires the rooms together (rules, ring, spool, delivery, HTTP).
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/daemon/config"
+	"capd/daemon/deliver"
+	"capd/daemon/spool"
+	"capd/nft"
+)
+
+// Daemon holds every capture of one box (one network namespace).
+type Daemon struct {
+	log     *slog.Logger
+	version string
+	kernel  string
+	host    string
+	started time.Time
+
+	signer *signer
+	table  *nft.Table
+	spool  *spool.Spool
+	shares *shares
+	links  links
+
+	client *deliver.Client
+	queue  *deliver.Queue
+	checks checkCache
+
+	mu       sync.Mutex
+	cfg      *config.Config
+	captures map[string]*capture
+	starting int             // captures being started, which count against the limit
+	names    map[string]bool // names of captures being started
+	closing  bool            // no new captures
+	running  int
+	renewing chan struct{} // closed to end the renewal of the dead-man switch
+}
+
+// Start begins a capture (api.Daemon).
+func (d *Daemon) Start(ctx context.Context, req wire.StartRequest, who wire.Requester) (wire.Capture, error) {
+	cfg := d.config()
+	p, err := newPlan(req, cfg)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	release, err := d.admit(p.request.Name)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	defer release()
+	if err := d.spaceForStart(); err != nil {
+		return wire.Capture{}, err
+	}
+	submitted := now()
+	if p.request.Destination != "" && *p.request.Check {
+		if err := d.preflight(ctx, p.request.Destination); err != nil {
+			return wire.Capture{}, err
+		}
+	}
+
+	id := newID()
+	c := &capture{id: id, d: d, log: d.log.With("capture", id), halted: make(chan struct{})}
+	c.record.Capture = wire.Capture{
+		ID: id, Host: d.host, Status: wire.StatusPending, StartRequest: p.request,
+		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: p.warnings(),
+	}
+	if err := d.beginRenewing(); err != nil {
+		return wire.Capture{}, startProblem(err)
+	}
+	r, err := c.start(p)
+	if err != nil {
+		d.endRenewing()
+		return wire.Capture{}, err
+	}
+	d.mu.Lock()
+	d.captures[id] = c
+	d.mu.Unlock()
+	c.log.Info("capture runs", "name", p.request.Name, "filter", p.filter.String(), "destination", p.request.Destination, "uid", who.UID)
+	go c.supervise(r)
+	return c.snapshot(), nil
+}
+
+// admit reserves a place and a name for a capture that is about to start.
+func (d *Daemon) admit(name string) (release func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing {
+		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: "capd is shutting down", Hint: "try again in a moment"}
+	}
+	active := d.starting
+	for _, c := range d.captures {
+		if c.isRunning() {
+			active++
+		}
+		if name != "" && c.takes(name) {
+			return nil, nameTaken(name)
+		}
+	}
+	if d.names[name] {
+		return nil, nameTaken(name)
+	}
+	if limit := d.cfg.Limits.MaxCaptures; active >= limit {
+		return nil, &wire.Error{Status: http.StatusTooManyRequests, Code: wire.CodeLimit,
+			Message: fmt.Sprintf("%d captures run already, as many as this box allows (limits.max_captures)", limit), Hint: "stop one: capctl list, capctl stop CAPTURE"}
+	}
+	d.starting++
+	if name != "" {
+		d.names[name] = true
+	}
+	return func() {
+		d.mu.Lock()
+		d.starting--
+		delete(d.names, name)
+		d.mu.Unlock()
+	}, nil
+}
+
+func nameTaken(name string) error {
+	return &wire.Error{Status: http.StatusConflict, Code: wire.CodeNameTaken, Field: "name",
+		Message: fmt.Sprintf("a capture named %q is not finished yet", name), Hint: "choose another name, or stop that one"}
+}
+
+// isRunning tells whether the capture still holds rules and memory.
+func (c *capture) isRunning() bool {
+	select {
+	case <-c.halted:
+		return false
+	default:
+		return true
+	}
+}
+
+// takes tells whether the capture is unfinished and has this name.
+func (c *capture) takes(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rec := &c.record.Capture
+	return rec.Name == name && !finished(rec.Status)
+}
+
+func finished(status string) bool {
+	return status == wire.StatusComplete || status == wire.StatusFailed
+}
+
+// spaceForStart refuses a capture where the spool's file system has no room to spare.
+func (d *Daemon) spaceForStart() error {
+	total, free, err := d.spool.Space()
+	if err != nil {
+		return startProblem(err)
+	}
+	if keep := int64(d.config().Limits.MinFreeSpace.Of(wire.Size(total))); free <= keep {
+		return &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace,
+			Message: fmt.Sprintf("only %s are free for captures on this box, and limits.min_free_space keeps %s", wire.Size(free), wire.Size(keep)),
+			Hint:    "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
+	}
+	return nil
+}
+
+// find resolves an id, an unambiguous prefix of one (4 characters or more), or a name.
+func (d *Daemon) find(ref string) (*capture, error) {
+	d.mu.Lock()
+	all := make([]*capture, 0, len(d.captures))
+	for _, c := range d.captures {
+		all = append(all, c)
+	}
+	exact := d.captures[ref]
+	d.mu.Unlock()
+	if exact != nil {
+		return exact, nil
+	}
+	if ref == "" {
+		return nil, noSuchCapture(ref)
+	}
+	var prefixed, active []*capture
+	var newest *capture
+	for _, c := range all {
+		if len(ref) >= 4 && strings.HasPrefix(c.id, ref) {
+			prefixed = append(prefixed, c)
+		}
+		c.mu.Lock()
+		rec := c.record.Capture
+		c.mu.Unlock()
+		if rec.Name != ref {
+			continue
+		}
+		if !finished(rec.Status) {
+			active = append(active, c)
+		} else if newest == nil || newest.submitted().Before(rec.Submitted.Time) {
+			newest = c
+		}
+	}
+	switch {
+	case len(active) == 1:
+		return active[0], nil
+	case len(active) == 0 && newest != nil:
+		return newest, nil
+	case len(prefixed) == 1:
+		return prefixed[0], nil
+	case len(prefixed)+len(active) > 1:
+		return nil, &wire.Error{Status: http.StatusConflict, Code: wire.CodeAmbiguous,
+			Message: fmt.Sprintf("%q fits several captures", ref), Hint: "give more of the id"}
+	}
+	return nil, noSuchCapture(ref)
+}
+
+func noSuchCapture(ref string) error {
+	return &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture,
+		Message: fmt.Sprintf("no capture has the id or name %q", ref), Hint: "see capctl list --all"}
+}
+
+func (c *capture) submitted() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.record.Capture.Submitted.Time
+}
+
+// listedFinished is how many finished captures a list shows without all.
+const listedFinished = 20
+
+// List gives the captures, newest first (api.Daemon).
+func (d *Daemon) List(all bool) []wire.Capture {
+	d.mu.Lock()
+	captures := make([]*capture, 0, len(d.captures))
+	for _, c := range d.captures {
+		captures = append(captures, c)
+	}
+	d.mu.Unlock()
+	out := make([]wire.Capture, 0, len(captures))
+	for _, c := range captures {
+		out = append(out, c.snapshot())
+	}
+	slices.SortFunc(out, func(a, b wire.Capture) int {
+		return cmp.Or(b.Submitted.Compare(a.Submitted.Time), cmp.Compare(a.ID, b.ID))
+	})
+	if all {
+		return out
+	}
+	done := 0
+	return slices.DeleteFunc(out, func(c wire.Capture) bool {
+		if !finished(c.Status) {
+			return false
+		}
+		done++
+		return done > listedFinished
+	})
+}
+
+// Get gives one capture (api.Daemon).
+func (d *Daemon) Get(ref string) (wire.Capture, error) {
+	c, err := d.find(ref)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	return c.snapshot(), nil
+}
+
+// Stop ends a capture and returns when its rules are gone and its counts final
+// (api.Daemon). Stopping one that has ended changes nothing.
+func (d *Daemon) Stop(ctx context.Context, ref string) (wire.Capture, error) {
+	c, err := d.find(ref)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	if err := c.stopNow(ctx, wire.StopRequested); err != nil {
+		return wire.Capture{}, err
+	}
+	return c.snapshot(), nil
+}
+
+// Remove forgets a finished capture and deletes what is left of it here (api.Daemon).
+func (d *Daemon) Remove(ctx context.Context, ref string, force bool) error {
+	c, err := d.find(ref)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	rec := c.record.Capture
+	undelivered := rec.Destination != "" && c.record.Manifest != manifestDelivered
+	c.mu.Unlock()
+	if c.isRunning() {
+		return &wire.Error{Status: http.StatusConflict, Code: wire.CodeConflict,
+			Message: "the capture is still running", Hint: "stop it first: capctl stop " + c.id[:8]}
+	}
+	if undelivered && !force {
+		return &wire.Error{Status: http.StatusConflict, Code: wire.CodeUndelivered,
+			Message: fmt.Sprintf("the capture has data that is not delivered to %s", rec.Destination),
+			Hint:    "deliver it: capctl retry " + c.id[:8] + "; or give it up: capctl rm --force " + c.id[:8]}
+	}
+	if err := d.forgetDelivery(ctx, c); err != nil {
+		return err
+	}
+	if err := d.spool.RemoveCapture(c.id); err != nil {
+		return fmt.Errorf("remove capture: %w", err)
+	}
+	d.mu.Lock()
+	delete(d.captures, c.id)
+	d.mu.Unlock()
+	return nil
+}
+
+// OpenFile opens a finished file that is still here (api.Daemon). The caller closes it.
+func (d *Daemon) OpenFile(ref, name string) (*os.File, wire.File, error) {
+	c, err := d.find(ref)
+	if err != nil {
+		return nil, wire.File{}, err
+	}
+	snap := c.snapshot()
+	i := slices.IndexFunc(snap.Files, func(f wire.File) bool { return f.Name == name })
+	if i < 0 {
+		return nil, wire.File{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchFile,
+			Message: fmt.Sprintf("the capture has no file %q", name), Hint: "see capctl show " + c.id[:8]}
+	}
+	file := snap.Files[i]
+	if file.Status == wire.FileOpen {
+		return nil, wire.File{}, &wire.Error{Status: http.StatusConflict, Code: wire.CodeConflict,
+			Message: fmt.Sprintf("the file %q is still being written", name), Hint: "stop the capture first: capctl stop " + c.id[:8]}
+	}
+	f, err := d.spool.OpenFile(c.id, name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, wire.File{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchFile,
+			Message: fmt.Sprintf("the file %q is not on this box any more (%s)", name, file.Status), Hint: "it was delivered to " + file.URL}
+	}
+	if err != nil {
+		return nil, wire.File{}, fmt.Errorf("open file: %w", err)
+	}
+	return f, file, nil
+}
+
+// Explain tells what Start would do, and does nothing (api.Daemon).
+func (d *Daemon) Explain(_ context.Context, req wire.StartRequest) (wire.Explain, error) {
+	p, err := newPlan(req, d.config())
+	if err != nil {
+		return wire.Explain{}, err
+	}
+	return p.explain(d.config())
+}
+
+// Status describes the daemon (api.Daemon).
+func (d *Daemon) Status() wire.Status {
+	cfg := d.config()
+	st := wire.Status{Version: d.version, Host: d.host, Kernel: d.kernel, Started: wire.Time{Time: d.started}}
+	for _, c := range d.List(true) {
+		switch {
+		case c.Status == wire.StatusDelivering:
+			st.Captures.Delivering++
+		case finished(c.Status):
+			st.Captures.Finished++
+		default:
+			st.Captures.Running++
+		}
+	}
+	st.Features = map[string]bool{}
+	st.Limits = wire.StatusLimits{
+		MaxCaptures: cfg.Limits.MaxCaptures, MaxTimeLimit: cfg.Limits.MaxTimeLimit, MaxByteLimit: cfg.Limits.MaxByteLimit,
+		MaxPacketRate: cfg.Limits.MaxPacketRate,
+		RingSize:      wire.Size(d.shares.ringSize), ReceiveBuffer: wire.Size(d.shares.receiveBuffer),
+	}
+	if total, _, err := d.spool.Space(); err == nil {
+		st.Limits.SpoolSize = cfg.Limits.SpoolSize.Of(wire.Size(total))
+	}
+	return st
+}
+
+func (d *Daemon) config() *config.Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg
+}
+
+// beginRenewing feeds the dead-man switch while captures run: first at once, because
+// rules that start with an unfed switch log nothing.
+func (d *Daemon) beginRenewing() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running++
+	if d.running > 1 {
+		return nil
+	}
+	if err := d.table.Renew(); err != nil {
+		d.running--
+		return fmt.Errorf("feed the dead-man switch: %w", err)
+	}
+	d.renewing = make(chan struct{})
+	go d.renew(d.renewing)
+	return nil
+}
+
+func (d *Daemon) endRenewing() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running--; d.running == 0 {
+		close(d.renewing)
+	}
+}
+
+func (d *Daemon) renew(end <-chan struct{}) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return
+		case <-tick.C:
+			if err := d.table.Renew(); err != nil {
+				d.log.Error("feed the dead-man switch", "err", err)
+			}
+		}
+	}
+}
+
+// captureHalted is called once for each capture that ran, when its counts are final.
+func (d *Daemon) captureHalted(c *capture) {
+	d.endRenewing()
+	d.deliver(c)
+}

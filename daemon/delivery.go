@@ -1,0 +1,399 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/daemon/deliver"
+	"capd/daemon/deliver/s3"
+	"capd/daemon/deliver/sftp"
+)
+
+// startDelivery starts the process that talks to the network, and the queue that feeds
+// it.
+func (d *Daemon) startDelivery() {
+	d.client = deliver.Start(context.Background(), deliver.Options{
+		Command: []string{"/proc/self/exe", "deliver"}, Profiles: d.profile, Logger: d.log,
+	})
+	d.queue = deliver.NewQueue(d.client, deliver.QueueOptions{Logger: d.log, Concurrency: func(destination string) int {
+		return d.config().Destinations[destination].Concurrency
+	}})
+}
+
+// RunDeliver is the delivering process, from its start until capd closes its end of the
+// socket. It talks to the network and has no privileges.
+func RunDeliver(ctx context.Context, log *slog.Logger) error {
+	if err := deliver.Confine(log); err != nil {
+		return err
+	}
+	conn := os.NewFile(deliver.ChildDescriptor, "capd")
+	return deliver.Serve(ctx, conn, deliver.ServeOptions{
+		Kinds:  map[string]deliver.OpenFunc{deliver.TypeSFTP: sftp.Open, deliver.TypeS3: s3.Open},
+		Logger: log,
+	})
+}
+
+func (d *Daemon) stopDelivery() {
+	d.queue.Close()
+	d.client.Close()
+}
+
+// deliver hands the queue what a capture has ready: segments as they are finished, then,
+// when the capture has ended and all of them are proven to be there, the manifest, and
+// last its signature. It may be called at any time and does only what is due.
+func (d *Daemon) deliver(c *capture) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rec := &c.record.Capture
+	if rec.Destination == "" || finished(rec.Status) {
+		return
+	}
+	for i := range rec.Files {
+		if rec.Files[i].Status == wire.FileSpooled {
+			d.enqueueLocked(c, rec.Files[i].Name, rec.Files[i].Attempts)
+		}
+	}
+	if rec.Status != wire.StatusDelivering {
+		return
+	}
+	var failed *wire.File
+	for i, f := range rec.Files {
+		switch f.Status {
+		case wire.FileDelivered:
+		case wire.FileFailed:
+			failed = &rec.Files[i]
+		default:
+			return
+		}
+	}
+	if failed != nil {
+		c.failLocked(failed.Name, failed.Error)
+		return
+	}
+	d.closingFilesLocked(c)
+}
+
+// closingFilesLocked delivers manifest and signature, one after the other.
+func (d *Daemon) closingFilesLocked(c *capture) {
+	switch c.record.Manifest {
+	case "":
+		data, err := d.buildManifest(&c.record)
+		if err == nil {
+			err = d.spool.WriteFile(c.id, manifestName, data)
+		}
+		var signature []byte
+		if err == nil {
+			signature, err = d.signer.sign(data)
+		}
+		if err == nil {
+			err = d.spool.WriteFile(c.id, signatureName, signature)
+		}
+		if err != nil {
+			c.log.Error("make the manifest", "err", err)
+			c.failLocked(manifestName, err.Error())
+			return
+		}
+		c.record.Manifest = manifestSpooled
+		d.enqueueLocked(c, manifestName, 0)
+	case manifestSpooled:
+		d.enqueueLocked(c, manifestName, 0)
+	case manifestSigning:
+		d.enqueueLocked(c, signatureName, 0)
+	case manifestDelivered:
+		if err := d.spool.RemoveFolder(c.id); err != nil {
+			c.log.Error("remove what was delivered", "err", err)
+			c.failLocked(manifestName, err.Error())
+			return
+		}
+		c.finishLocked()
+		c.log.Info("capture is delivered", "files", len(c.record.Capture.Files), "bytes", c.record.Capture.Bytes.Delivered)
+	}
+	go c.saveOrLog()
+}
+
+// failLocked ends a delivery that only a person can mend.
+func (c *capture) failLocked(name, why string) {
+	rec := &c.record.Capture
+	rec.Status, rec.Completed = wire.StatusFailed, now()
+	rec.Error = &wire.Problem{Code: wire.CodeDestinationRefused, Message: fmt.Sprintf("%s is not delivered: %s", name, why),
+		Hint: "mend the destination, then: capctl retry " + c.id[:8]}
+	c.log.Error("delivery failed", "file", name, "err", why)
+	go c.saveOrLog()
+}
+
+// enqueueLocked gives the queue one file, once.
+func (d *Daemon) enqueueLocked(c *capture, name string, attempts int) {
+	if c.queued[name] {
+		return
+	}
+	if c.queued == nil {
+		c.queued = map[string]bool{}
+	}
+	c.queued[name] = true
+	rec := &c.record.Capture
+	job := deliver.Job{
+		Key: c.id + "/" + name,
+		Put: deliver.Put{
+			Destination: rec.Destination,
+			Vars:        deliver.Vars{Host: d.host, ID: c.id, Name: rec.Name, File: name, Time: rec.Submitted.Time, Labels: rec.Labels},
+		},
+		Attempts: attempts,
+		Open:     func() (*os.File, error) { return d.spool.OpenFile(c.id, name) },
+		Changed:  func(u deliver.Update) { c.delivered(name, u) },
+	}
+	c.queueing.Go(func() {
+		var err error
+		if job.Put.Size, err = d.fileSize(c.id, name); err == nil {
+			err = d.queue.Enqueue(job)
+		}
+		if err != nil {
+			c.delivered(name, deliver.Update{State: deliver.StateFailed, Attempts: attempts, Err: deliver.Fail(deliver.ReasonLocal, err, "hand the file over")})
+		}
+	})
+}
+
+func (d *Daemon) fileSize(id, name string) (int64, error) {
+	f, err := d.spool.OpenFile(id, name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// delivered takes note of what became of a file, and goes on to the next step.
+func (c *capture) delivered(name string, u deliver.Update) {
+	if u.State == deliver.StateDelivered {
+		// The local copy goes before anyone is told that the file is delivered.
+		if err := c.d.spool.RemoveFile(c.id, name); err != nil {
+			c.log.Error("remove a delivered file", "file", name, "err", err)
+		}
+	}
+	c.mu.Lock()
+	if u.State == deliver.StateDelivered {
+		delete(c.queued, name)
+	}
+	rec := &c.record.Capture
+	if i := slices.IndexFunc(rec.Files, func(f wire.File) bool { return f.Name == name }); i >= 0 {
+		noteDelivery(&rec.Files[i], u)
+		if u.State == deliver.StateDelivered {
+			rec.Bytes.Delivered += rec.Files[i].Bytes
+		}
+	} else {
+		c.noteClosingFile(name, u)
+	}
+	c.mu.Unlock()
+	c.saveOrLog()
+	c.d.deliver(c)
+}
+
+// noteDelivery brings a file's entry up to date.
+func noteDelivery(f *wire.File, u deliver.Update) {
+	f.Attempts, f.NextAttempt = u.Attempts, nil
+	switch u.State {
+	case deliver.StateSending:
+		f.Status = wire.FileUploading
+	case deliver.StateWaiting:
+		f.Status, f.Error, f.NextAttempt = wire.FileSpooled, u.Err.Message, &wire.Time{Time: u.Next.UTC()}
+	case deliver.StateFailed:
+		f.Status, f.Error = wire.FileFailed, u.Err.Message
+	case deliver.StateDelivered:
+		f.Status, f.Error, f.Delivered = wire.FileDelivered, "", now()
+		f.SHA256 = u.Result.SHA256
+		if f.SHA256Plain == "" { // neither compressed nor sealed
+			f.SHA256Plain = u.Result.SHA256
+		}
+		f.Verified, f.URL = u.Result.Verified, u.Result.URL
+	}
+}
+
+// noteClosingFile follows the manifest and its signature, which are in no file list.
+func (c *capture) noteClosingFile(name string, u deliver.Update) {
+	switch {
+	case u.State == deliver.StateDelivered && name == manifestName:
+		c.record.Manifest = manifestSigning
+	case u.State == deliver.StateDelivered && name == signatureName:
+		c.record.Manifest = manifestDelivered
+	case u.State == deliver.StateFailed:
+		c.failLocked(name, u.Err.Message)
+	case u.State == deliver.StateWaiting:
+		c.record.Capture.Error = &wire.Problem{Code: u.Err.Code, Message: name + ": " + u.Err.Message, Hint: u.Err.Hint}
+	}
+	if u.State == deliver.StateDelivered {
+		c.record.Capture.Error = nil
+	}
+}
+
+// Retry delivers again, at once, what is not delivered (api.Daemon).
+func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
+	c, err := d.find(ref)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	c.mu.Lock()
+	rec := &c.record.Capture
+	if rec.Destination == "" {
+		c.mu.Unlock()
+		return wire.Capture{}, &wire.Error{Status: http.StatusConflict, Code: wire.CodeConflict,
+			Message: "the capture has no destination", Hint: "fetch its files: capctl download " + c.id[:8]}
+	}
+	if rec.Status == wire.StatusFailed && c.record.Manifest != manifestDelivered {
+		rec.Status, rec.Completed, rec.Error = wire.StatusDelivering, nil, nil
+		for i := range rec.Files {
+			if rec.Files[i].Status == wire.FileFailed {
+				rec.Files[i].Status, rec.Files[i].Error = wire.FileSpooled, ""
+			}
+		}
+	}
+	waiting := make([]string, 0, len(c.queued))
+	for name := range c.queued {
+		waiting = append(waiting, name)
+	}
+	c.mu.Unlock()
+	for _, name := range waiting {
+		if !d.queue.Retry(c.id + "/" + name) {
+			c.mu.Lock()
+			delete(c.queued, name) // it never got there; deliver hands it over again
+			c.mu.Unlock()
+		}
+	}
+	c.saveOrLog()
+	d.deliver(c)
+	return c.snapshot(), nil
+}
+
+// resumeDelivery goes on with what the last capd did not finish.
+func (d *Daemon) resumeDelivery() {
+	for _, c := range d.captures {
+		c.mu.Lock()
+		for i := range c.record.Capture.Files {
+			if f := &c.record.Capture.Files[i]; f.Status == wire.FileUploading {
+				f.Status = wire.FileSpooled
+			}
+		}
+		c.mu.Unlock()
+		d.deliver(c)
+	}
+}
+
+// awaitDelivery gives a stopping capd's deliveries a while.
+func (d *Daemon) awaitDelivery(grace time.Duration) {
+	deadline := time.Now().Add(grace)
+	for time.Now().Before(deadline) {
+		if !slices.ContainsFunc(d.List(true), func(c wire.Capture) bool { return c.Status == wire.StatusDelivering && !waits(c) }) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// waits tells whether nothing of a delivery is under way: each file waits for its next
+// try.
+func waits(c wire.Capture) bool {
+	waiting := c.Error != nil
+	for _, f := range c.Files {
+		if f.Status == wire.FileUploading || (f.Status == wire.FileSpooled && f.NextAttempt == nil) {
+			return false
+		}
+		waiting = waiting || f.NextAttempt != nil
+	}
+	return waiting
+}
+
+// forgetDelivery takes a capture's files out of the queue.
+func (d *Daemon) forgetDelivery(ctx context.Context, c *capture) error {
+	c.queueing.Wait()
+	c.mu.Lock()
+	names := make([]string, 0, len(c.queued))
+	for name := range c.queued {
+		names = append(names, name)
+	}
+	c.mu.Unlock()
+	for _, name := range names {
+		if err := d.queue.Forget(ctx, c.id+"/"+name); err != nil {
+			return fmt.Errorf("end the delivery of %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// checkCache remembers for a while that a destination answered well, so that captures
+// started in a row do not probe it each time.
+type checkCache struct {
+	mu   sync.Mutex
+	good map[string]time.Time
+}
+
+const checkLasts = time.Minute
+
+func (d *Daemon) forgetChecks() {
+	d.checks.mu.Lock()
+	d.checks.good = nil
+	d.checks.mu.Unlock()
+}
+
+// CheckDestination goes through every step of a delivery (api.Daemon).
+func (d *Daemon) CheckDestination(ctx context.Context, name string) (wire.Check, error) {
+	if _, err := d.profile(name); err != nil {
+		return wire.Check{}, err
+	}
+	check, err := d.client.Check(ctx, name)
+	if err != nil {
+		var de *deliver.Error
+		if errors.As(err, &de) {
+			return wire.Check{Steps: []wire.CheckStep{{Step: "delivery process", Detail: de.Message, Hint: de.Hint}}}, nil
+		}
+		return wire.Check{}, fmt.Errorf("check destination: %w", err)
+	}
+	d.checks.mu.Lock()
+	defer d.checks.mu.Unlock()
+	if d.checks.good == nil {
+		d.checks.good = map[string]time.Time{}
+	}
+	delete(d.checks.good, name)
+	if check.OK {
+		d.checks.good[name] = time.Now()
+	}
+	return check, nil
+}
+
+// preflight refuses a capture whose destination does not work.
+func (d *Daemon) preflight(ctx context.Context, name string) error {
+	d.checks.mu.Lock()
+	at, ok := d.checks.good[name]
+	d.checks.mu.Unlock()
+	if ok && time.Since(at) < checkLasts {
+		return nil
+	}
+	check, err := d.CheckDestination(ctx, name)
+	if err != nil || check.OK {
+		return err
+	}
+	e := &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeDestinationUnreachable, Field: "destination",
+		Message: fmt.Sprintf("destination %s does not work", name), Hint: "see capctl destination check " + name + "; --no-check starts all the same"}
+	for _, s := range check.Steps {
+		if s.OK {
+			continue
+		}
+		e.Message = fmt.Sprintf("destination %s: %s: %s", name, s.Step, s.Detail)
+		if s.Hint != "" {
+			e.Hint = s.Hint + "; --no-check starts all the same"
+		}
+		if s.Step != deliver.StepResolve && s.Step != deliver.StepConnect {
+			e.Code = wire.CodeDestinationRefused
+		}
+	}
+	return e
+}

@@ -1,0 +1,284 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/daemon/spool"
+	"capd/ring"
+)
+
+// source is where an engine's packets come from: a ring.Reader.
+type source interface {
+	Next(*ring.Packet) error
+	SetDeadline(time.Time)
+	Wake()
+	Drain()
+}
+
+var _ source = (*ring.Reader)(nil)
+
+// engine is the one loop that every packet of a capture goes through: ring slot →
+// limits → encoder → write block. It runs on a thread of its own, allocates nothing per
+// packet, and never touches the rules: when a limit is reached it says so and goes on
+// reading, so that what still arrives is counted as discarded.
+type engine struct {
+	source source
+	out    *spool.Writer
+	enc    *encoder
+
+	packetLimit uint64 // 0 = none
+	byteLimit   int64
+	segmentSize int64
+	segmentTime time.Duration // 0 = by size only
+	timeLimit   time.Time
+
+	// stop receives why the capture must end, at most once; it never blocks.
+	stop chan<- stopping
+	// opened is told of each segment that is begun.
+	opened func(name string)
+	// final gives what only the kernel's counters know, after everything was read.
+	final <-chan finalCounts
+
+	live    liveCounts
+	drained chan struct{} // closed when the source is at its end
+
+	draining  atomic.Bool
+	drainSent bool
+	ended     bool  // a limit was reached: what comes now is discarded
+	closed    int64 // bytes in segments that are finished
+	count     counts
+	published uint64 // packets seen when live was last brought up to date
+	tick      time.Time
+}
+
+// stopping is why a capture ends.
+type stopping struct {
+	reason string
+	err    error
+}
+
+// counts is the engine's own account, in packets and bytes.
+type counts struct {
+	captured  uint64
+	discarded uint64
+	bytes     uint64 // captured bytes of packets
+}
+
+// liveCounts is counts for other goroutines, plus the file length.
+type liveCounts struct {
+	captured, discarded, bytes, written, filePackets atomic.Uint64
+}
+
+// finalCounts is loss that is known only at the end.
+type finalCounts struct {
+	tail uint64
+}
+
+const (
+	// tickEvery is how often a busy engine looks at its clocks.
+	tickEvery = time.Second
+	// publishEvery is the number of packets between two updates of the live counts.
+	publishEvery = 64
+	// publishWithin bounds how long a slow packet waits for that update.
+	publishWithin = 50 * time.Millisecond
+)
+
+// run reads until the source ends, then closes the last segment and returns why writing
+// failed, or nil.
+func (e *engine) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	e.begin()
+	var p ring.Packet
+	e.schedule(time.Now())
+	for {
+		switch err := e.source.Next(&p); {
+		case err == nil:
+			e.packet(&p)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			e.clocks(time.Now())
+		case errors.Is(err, ring.ErrWoken):
+			if e.draining.Load() && !e.drainSent {
+				e.drainSent = true
+				e.source.Drain()
+			}
+		case errors.Is(err, io.EOF):
+			e.publish()
+			close(e.drained)
+			return e.finish()
+		default:
+			e.end(stopping{wire.StopError, fmt.Errorf("read packets: %w", err)})
+			e.publish()
+			close(e.drained)
+			return e.finish()
+		}
+	}
+}
+
+// drain makes the engine read what is left and come to its end. Any goroutine.
+func (e *engine) drain() {
+	e.draining.Store(true)
+	e.source.Wake()
+}
+
+// packet takes one packet to its file, or counts it as discarded.
+func (e *engine) packet(p *ring.Packet) {
+	if e.ended || !e.keep(p) {
+		e.count.discarded++
+		e.enc.unplaced += p.Dropped
+	}
+	if seen := e.count.captured + e.count.discarded; seen-e.published >= publishEvery {
+		e.publish()
+	} else if seen-e.published == 1 {
+		e.schedule(time.Now())
+	}
+}
+
+// keep encodes a packet into the current segment, after making room for it. It tells
+// whether it did: a packet that the link type cannot express, or that comes when a limit
+// is reached, is discarded.
+func (e *engine) keep(p *ring.Packet) bool {
+	if err := e.out.Err(); err != nil {
+		e.end(writeFailure(err))
+		return false
+	}
+	size, ok := e.enc.prepare(p)
+	if !ok {
+		return false
+	}
+	if e.out.Size()+int64(size+e.enc.closing()) > e.segmentSize && e.out.Packets() > 0 && e.mayRotate(size) {
+		e.rotate()
+		size, _ = e.enc.prepare(p)
+	}
+	if e.closed+e.out.Size()+int64(size+e.enc.closing()) > e.byteLimit {
+		e.end(stopping{reason: wire.StopByteLimit})
+		return false
+	}
+	n := e.enc.encode(e.out.Reserve(size))
+	e.out.CommitPacket(p.Time)
+	e.count.captured++
+	e.count.bytes += uint64(n)
+	if e.count.captured == e.packetLimit {
+		e.end(stopping{reason: wire.StopPacketLimit})
+	}
+	return true
+}
+
+// end asks for the capture's end, once; from here on packets are discarded.
+func (e *engine) end(why stopping) {
+	if e.ended {
+		return
+	}
+	e.ended = true
+	select {
+	case e.stop <- why:
+	default: // the capture is being stopped for another reason already
+	}
+}
+
+// writeFailure tells a full disk from a broken one.
+func writeFailure(err error) stopping {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return stopping{wire.StopNoSpace, err}
+	}
+	return stopping{wire.StopError, err}
+}
+
+// clocks does what is due by time.
+func (e *engine) clocks(now time.Time) {
+	if !e.ended && !now.Before(e.timeLimit) {
+		e.end(stopping{reason: wire.StopTimeLimit})
+	}
+	if err := e.out.Err(); err != nil {
+		e.end(writeFailure(err))
+	}
+	e.publish()
+	if !now.Before(e.tick) {
+		e.tick = now.Add(tickEvery)
+		if e.segmentTime > 0 && !e.ended && e.out.Packets() > 0 && now.Sub(e.out.Opened()) >= e.segmentTime && e.mayRotate(0) {
+			e.rotate()
+		}
+		e.out.Flush()
+	}
+	e.schedule(now)
+}
+
+// schedule sets when clocks runs next: soon if live counts are stale, within a second
+// while there is something to flush or rotate, else only when the time is up.
+func (e *engine) schedule(now time.Time) {
+	at := e.timeLimit
+	if e.ended {
+		at = now.Add(time.Hour)
+	}
+	if e.out.Dirty() || (e.segmentTime > 0 && e.out.Packets() > 0) {
+		if e.tick.Before(now) {
+			e.tick = now.Add(tickEvery)
+		}
+		at = earlier(at, e.tick)
+	}
+	if e.count.captured+e.count.discarded != e.published {
+		at = earlier(at, now.Add(publishWithin))
+	}
+	e.source.SetDeadline(at)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// publish brings the live counts up to date.
+func (e *engine) publish() {
+	e.published = e.count.captured + e.count.discarded
+	e.live.captured.Store(e.count.captured)
+	e.live.discarded.Store(e.count.discarded)
+	e.live.bytes.Store(e.count.bytes)
+	e.live.written.Store(uint64(e.closed + e.out.Size()))
+	e.live.filePackets.Store(e.out.Packets())
+}
+
+// begin starts a segment: whatever stands at the head of each file.
+func (e *engine) begin() {
+	e.enc.begin(e.out.Reserve(e.enc.header()))
+	e.out.Commit()
+	e.opened(e.out.Name())
+}
+
+// conclude writes what stands at the end of each file.
+func (e *engine) conclude(f finalCounts) {
+	e.enc.undescribe() // of a packet that did not fit
+	if n := e.enc.closing(); n > 0 {
+		e.out.CommitN(len(e.enc.conclude(e.out.Reserve(n)[:0], f)))
+	}
+}
+
+// mayRotate tells whether the byte limit has room for another segment's head and tail
+// and a record of size bytes.
+func (e *engine) mayRotate(size int) bool {
+	return e.closed+e.out.Size()+int64(size+e.enc.header()+2*e.enc.closing()) <= e.byteLimit
+}
+
+func (e *engine) rotate() {
+	e.conclude(finalCounts{})
+	e.closed += e.out.Size()
+	e.out.Rotate()
+	e.begin()
+}
+
+// finish waits for the kernel's last word, so that the last segment can state the loss
+// at the tail, and closes it.
+func (e *engine) finish() error {
+	e.conclude(<-e.final)
+	e.publish()
+	return e.out.Close()
+}

@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// link is what a file says about an interface.
+type link struct {
+	name   string
+	hwType uint16 // ARPHRD_*, include/uapi/linux/if_arp.h
+}
+
+// links resolves interface indexes to names. It asks the kernel once for all of them,
+// and again when an index is new, at most once a second.
+type links struct {
+	mu    sync.Mutex
+	known map[uint32]link
+	asked time.Time
+}
+
+// get never fails: an interface that is gone is called by its index.
+func (l *links) get(index uint32) link {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if found, ok := l.known[index]; ok {
+		return found
+	}
+	if time.Since(l.asked) > time.Second {
+		l.asked = time.Now()
+		if known, err := listLinks(); err == nil {
+			l.known = known
+		}
+	}
+	if found, ok := l.known[index]; ok {
+		return found
+	}
+	if index == 0 {
+		return link{name: "any"}
+	}
+	return link{name: fmt.Sprintf("if%d", index)}
+}
+
+// forget makes the next get ask again: names may have changed hands.
+func (l *links) forget() {
+	l.mu.Lock()
+	l.known, l.asked = nil, time.Time{}
+	l.mu.Unlock()
+}
+
+// listLinks dumps the interfaces of this network namespace by rtnetlink(7).
+func listLinks() (map[uint32]link, error) {
+	data, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	messages, err := syscall.ParseNetlinkMessage(data)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	known := make(map[uint32]link)
+	for i := range messages {
+		m := &messages[i]
+		if m.Header.Type != syscall.RTM_NEWLINK || len(m.Data) < syscall.SizeofIfInfomsg {
+			continue
+		}
+		info := (*syscall.IfInfomsg)(unsafe.Pointer(&m.Data[0]))
+		attrs, err := syscall.ParseNetlinkRouteAttr(m)
+		if err != nil {
+			continue
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == syscall.IFLA_IFNAME && len(a.Value) > 1 {
+				known[uint32(info.Index)] = link{name: string(a.Value[:len(a.Value)-1]), hwType: info.Type}
+			}
+		}
+	}
+	return known, nil
+}

@@ -1,0 +1,86 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"capd/ctl/wire"
+	"capd/daemon/config"
+	"capd/daemon/deliver"
+)
+
+// profileOf is a configured destination as the delivering process needs it. It holds
+// the paths of secrets only.
+func profileOf(c config.Destination) deliver.Profile {
+	return deliver.Profile{
+		Name: c.Name, Type: c.Type,
+		Address: c.Address, User: c.User, PrivateKey: c.PrivateKey, PasswordFile: c.PasswordFile, KnownHosts: c.KnownHosts, HostKey: c.HostKey,
+		Endpoint: c.Endpoint, Region: c.Region, Bucket: c.Bucket, PathStyle: c.PathStyle, CAFile: c.CAFile,
+		AccessKeyID: c.AccessKeyID, SecretAccessKeyFile: c.SecretAccessKeyFile, Credentials: c.Credentials,
+		SSE: c.SSE, ObjectLockDays: c.ObjectLockDays,
+		Path: c.Path, Verify: c.Verify, Probe: c.Probe, Concurrency: c.Concurrency, Bandwidth: int64(c.Bandwidth),
+		SourceAddress: c.SourceAddress, BindDevice: c.BindDevice,
+	}.WithDefaults()
+}
+
+// CheckConfig finds what the configuration asks of other rooms and cannot have: a path
+// template that makes no sense, or something that this version does not do. What it
+// cannot do it refuses: a profile that asks for sealed files must never send plain ones.
+func CheckConfig(cfg *config.Config) error {
+	var errs []error
+	refuse := func(file string, line int, key, format string, args ...any) {
+		errs = append(errs, &config.Error{File: file, Line: line, Key: key, Message: fmt.Sprintf(format, args...)})
+	}
+	for _, name := range destinationNames(cfg) {
+		c := cfg.Destinations[name]
+		if err := profileOf(c).Validate(); err != nil {
+			refuse(c.File, c.Line, "", "%v", err)
+		}
+		if _, err := newSealing(c); err != nil {
+			refuse(c.File, c.Line, "encrypt_to", "destination %s: %v", name, err)
+		}
+	}
+	if cfg.Spool.Kind == config.SpoolMemory {
+		refuse("capd.toml", 0, "spool.kind", "keeping segments in memory is not built into this version")
+	}
+	if len(cfg.Access.Groups) > 0 {
+		refuse("capd.toml", 0, "access.group", "limits for single groups are not built into this version")
+	}
+	if cfg.Daemon.MetricsListen != "" || cfg.Daemon.MetricsFile != "" {
+		refuse("capd.toml", 0, "daemon.metrics_listen", "metrics are not built into this version")
+	}
+	return errors.Join(errs...)
+}
+
+func destinationNames(cfg *config.Config) []string {
+	names := make([]string, 0, len(cfg.Destinations))
+	for name := range cfg.Destinations {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, strings.Compare)
+	return names
+}
+
+// Destinations lists the profiles (api.Daemon).
+func (d *Daemon) Destinations() []wire.Destination {
+	cfg := d.config()
+	out := []wire.Destination{}
+	for _, name := range destinationNames(cfg) {
+		p := profileOf(cfg.Destinations[name])
+		out = append(out, wire.Destination{Name: name, Type: p.Type, URL: p.URL(), Verify: p.Verify, Probe: p.Probe})
+	}
+	return out
+}
+
+// profile gives a destination by name, or the 404 that a path's name gets.
+func (d *Daemon) profile(name string) (deliver.Profile, error) {
+	c, ok := d.config().Destinations[name]
+	if !ok {
+		return deliver.Profile{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchDestination,
+			Message: fmt.Sprintf("there is no destination %q on this box", name), Hint: "see capctl destination list"}
+	}
+	return profileOf(c), nil
+}

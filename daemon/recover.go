@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"capd/ctl/wire"
+	"capd/daemon/spool"
+)
+
+// recover takes up what the last capd left: finished captures are listed again, what is
+// undelivered is delivered, and captures that a kill cut are repaired to their last
+// whole packet. Their rules are gone already: the kernel took them with the process.
+func (d *Daemon) recover() error {
+	orphans, err := d.spool.Orphans()
+	if err != nil {
+		return err
+	}
+	for _, id := range orphans {
+		d.log.Warn("remove the folder of a capture that never started", "capture", id)
+		if err := d.spool.RemoveCapture(id); err != nil {
+			return err
+		}
+	}
+	return spool.LoadRecords(d.spool, func(id string, rec *record) {
+		c := &capture{id: id, d: d, log: d.log.With("capture", id), record: *rec, halted: make(chan struct{})}
+		close(c.halted)
+		rc := &c.record.Capture
+		if rc.Status == wire.StatusPending || rc.Status == wire.StatusRunning {
+			c.interrupted()
+		}
+		d.captures[id] = c
+	}, func(id string, err error) {
+		d.log.Error("a record cannot be read and is left alone", "capture", id, "err", err)
+	})
+}
+
+// interrupted settles a capture that was running when its capd was killed.
+func (c *capture) interrupted() {
+	rec := &c.record.Capture
+	names, err := c.d.spool.Files(c.id)
+	if err != nil {
+		c.log.Error("list the files of an interrupted capture", "err", err)
+	}
+	for _, name := range names {
+		known := slices.ContainsFunc(rec.Files, func(f wire.File) bool { return f.Name == name })
+		if known || name == manifestName || name == signatureName {
+			continue
+		}
+		if ext := filepath.Ext(name); ext == ".zst" || ext == ".age" {
+			rec.Files = append(rec.Files, c.cutFile(name))
+			continue
+		}
+		segment, err := c.d.spool.Recover(c.id, name, repairer(rec.Format))
+		if err != nil {
+			c.log.Error("repair segment", "file", name, "err", err)
+			rec.Files = append(rec.Files, wire.File{Name: name, Status: wire.FileFailed, Interrupted: true, Error: err.Error()})
+			continue
+		}
+		if segment.Packets == 0 && len(rec.Files)+1 < len(names) {
+			// A kill just after a rotation leaves a file without a packet.
+			if err := c.d.spool.RemoveFile(c.id, name); err != nil {
+				c.log.Error("remove an empty segment", "file", name, "err", err)
+			}
+			continue
+		}
+		f := wireFile(segment)
+		f.Interrupted = true
+		rec.Files = append(rec.Files, f)
+	}
+	rec.Packets = wire.Packets{}
+	rec.Bytes = wire.Bytes{}
+	for _, f := range rec.Files {
+		rec.Packets.Captured += f.Packets
+		rec.Bytes.Written += f.Bytes
+	}
+	rec.Stopped, rec.StopReason = now(), wire.StopInterrupted
+	rec.Warnings = append(rec.Warnings, wire.Warning{Code: "interrupted",
+		Message: fmt.Sprintf("capd was killed while the capture ran: the files end with the last packet that reached the disk, and what was matched and lost is not known; capd %s took it up again", c.d.version)})
+	if rec.Destination != "" {
+		rec.Status = wire.StatusDelivering
+	} else {
+		c.finishLocked()
+	}
+	c.saveOrLog()
+}
+
+// cutFile takes up a compressed or sealed segment that a kill has cut. What it holds can
+// be read up to the cut; nothing here can, or should be able to, look inside.
+func (c *capture) cutFile(name string) wire.File {
+	f := wire.File{Name: name, Status: wire.FileSpooled, Interrupted: true, Cut: true}
+	size, err := c.d.fileSize(c.id, name)
+	if err != nil {
+		f.Status, f.Error = wire.FileFailed, err.Error()
+	}
+	f.Bytes = uint64(size)
+	return f
+}
+
+// repairer finds the last whole packet of a file in the given format.
+func repairer(format string) spool.RepairFunc {
+	if format == wire.FormatPcap {
+		return repairPcap
+	}
+	return repairPcapng
+}
+
+var _, _ spool.RepairFunc = repairPcap, repairPcapng

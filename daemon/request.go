@@ -1,0 +1,218 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+
+	"capd/ctl/wire"
+	"capd/daemon/config"
+	"capd/nft/filter"
+)
+
+// fileSnaplen is the snaplen that a file states when packets are kept whole: tcpdump's.
+const fileSnaplen = 262144
+
+// Defaults of a request that are no limits of the box.
+const (
+	defaultSegmentSize = 64 * 1000 * 1000
+	maxSegmentSize     = 1000 * 1000 * 1000
+	simpleSample       = 100
+	simpleSnaplen      = 160
+)
+
+// plan is a request made whole: every default filled in, checked against the box's
+// limits, its filter compiled. Making one changes nothing on the box.
+type plan struct {
+	request wire.StartRequest // as in force
+	filter  *filter.Filter
+	exclude []filter.Flow
+	once    bool // no hooks or interfaces asked for: each packet once
+}
+
+// newPlan fills in and checks a request whose form the api room has already checked.
+func newPlan(req wire.StartRequest, cfg *config.Config) (*plan, error) {
+	p := &plan{request: req}
+	r := &p.request
+	for _, step := range []func(*plan, *config.Config) *wire.Error{
+		(*plan).fillType, (*plan).fillHooks, (*plan).fillLimits, (*plan).fillFormat, (*plan).compile, (*plan).checkDestination,
+	} {
+		if err := step(p, cfg); err != nil {
+			return nil, err
+		}
+	}
+	if r.Check == nil {
+		r.Check = ptr(true)
+	}
+	return p, nil
+}
+
+func (p *plan) fillType(*config.Config) *wire.Error {
+	r := &p.request
+	if r.Type == "" {
+		r.Type = wire.TypeFull
+	}
+	sample, snaplen := uint32(1), uint32(0)
+	if r.Type == wire.TypeSimple {
+		sample, snaplen = simpleSample, simpleSnaplen
+		if len(r.Hooks) == 0 && len(r.Interfaces) == 0 {
+			r.Hooks = []string{wire.HookPrerouting}
+		}
+	}
+	if r.Sample == nil {
+		r.Sample = &sample
+	}
+	if r.Snaplen == nil {
+		r.Snaplen = &snaplen
+	}
+	if r.SampleBy == "" {
+		r.SampleBy = wire.SampleByPacket
+	}
+	if r.OnOverload == "" {
+		r.OnOverload = wire.OverloadSample
+	}
+	return nil
+}
+
+func (p *plan) fillHooks(*config.Config) *wire.Error {
+	r := &p.request
+	switch {
+	case len(r.Hooks) > 0:
+	case len(r.Interfaces) > 0:
+		r.Hooks = []string{wire.HookIngress, wire.HookEgress}
+	default:
+		r.Hooks = []string{wire.HookPrerouting, wire.HookOutput}
+		p.once = true
+	}
+	return nil
+}
+
+func isNetdev(hook string) bool { return hook == wire.HookIngress || hook == wire.HookEgress }
+
+func (p *plan) fillLimits(cfg *config.Config) *wire.Error {
+	r, lim := &p.request, &cfg.Limits
+	if r.TimeLimit == nil || *r.TimeLimit == 0 {
+		r.TimeLimit = ptr(lim.DefaultTimeLimit)
+	}
+	if *r.TimeLimit > lim.MaxTimeLimit {
+		return invalid("time_limit", fmt.Sprintf("%s is more than this box allows (limits.max_time_limit = %s)", *r.TimeLimit, lim.MaxTimeLimit),
+			"ask for less, or raise limits.max_time_limit")
+	}
+	if r.ByteLimit == nil || *r.ByteLimit == 0 {
+		r.ByteLimit = ptr(min(lim.DefaultByteLimit, lim.MaxByteLimit))
+	}
+	if *r.ByteLimit > lim.MaxByteLimit {
+		return invalid("byte_limit", fmt.Sprintf("%s is more than this box allows (limits.max_byte_limit = %s)", *r.ByteLimit, lim.MaxByteLimit),
+			"ask for less, or raise limits.max_byte_limit")
+	}
+	if r.PacketLimit == nil {
+		r.PacketLimit = ptr(uint64(0))
+	}
+	return nil
+}
+
+func (p *plan) fillFormat(*config.Config) *wire.Error {
+	r := &p.request
+	if r.Format == "" {
+		r.Format = wire.FormatPcapng
+	}
+	framed := !slices.ContainsFunc(r.Hooks, func(h string) bool { return !isNetdev(h) })
+	switch r.LinkType {
+	case "", wire.LinkAuto:
+		switch {
+		case framed:
+			r.LinkType = wire.LinkEthernet
+		case r.Format == wire.FormatPcap:
+			r.LinkType = wire.LinkRaw
+		default:
+			r.LinkType = wire.LinkSLL2
+		}
+	case wire.LinkEthernet:
+		if !framed {
+			return invalid("link_type", "ethernet needs each packet's own Ethernet header, which only the hooks ingress and egress have",
+				"use --hook ingress,egress with -i, or link_type sll2 or raw")
+		}
+	}
+	if r.SegmentSize == nil || *r.SegmentSize == 0 {
+		r.SegmentSize = ptr(wire.Size(defaultSegmentSize))
+	}
+	if *r.SegmentSize > maxSegmentSize {
+		return invalid("segment_size", fmt.Sprintf("%s is more than a segment may have (1gb)", *r.SegmentSize), "ask for 1gb or less")
+	}
+	if r.SegmentTime == nil {
+		r.SegmentTime = ptr(wire.Seconds(0))
+	}
+	if r.Ring == nil {
+		r.Ring = ptr(uint32(0))
+	}
+	// What this version does not do is refused, never ignored.
+	switch {
+	case r.HeadersOnly:
+		return unsupported("headers_only", "cutting at the payload is not built into this version", "use snaplen")
+	case r.Annotate:
+		return unsupported("annotate", "annotations are not built into this version", "leave annotate out")
+	case *r.Ring != 0:
+		return unsupported("ring", "keeping the newest segments only is not built into this version", "use byte_limit")
+	case r.OnOverload == wire.OverloadStop:
+		return unsupported("on_overload", "stopping at an overload is not built into this version", `use "sample"`)
+	}
+	return nil
+}
+
+func (p *plan) compile(*config.Config) *wire.Error {
+	r := &p.request
+	if r.Filter != "" {
+		return unsupported("filter", "filter expressions are not built into this version", "use filter_v1")
+	}
+	if v := r.FilterV1; v != nil {
+		f, err := filter.FromV1(filter.V1{
+			SourceAddress: v.SourceAddress, SourcePort: uint16(v.SourcePort),
+			DestinationAddress: v.DestinationAddress, DestinationPort: uint16(v.DestinationPort),
+			Protocol: string(v.Protocol),
+		})
+		if err != nil {
+			return filterError(err)
+		}
+		p.filter = filter.And(p.filter, f)
+	}
+	for _, x := range r.Exclude {
+		// The api room has seen to it that these are addresses, or empty.
+		source, _ := netip.ParseAddr(x.Source)
+		destination, _ := netip.ParseAddr(x.Destination)
+		p.exclude = append(p.exclude, filter.Flow{Source: source, SourcePort: uint16(x.SourcePort), Destination: destination, DestinationPort: uint16(x.DestinationPort)})
+	}
+	return nil
+}
+
+func (p *plan) checkDestination(cfg *config.Config) *wire.Error {
+	name := p.request.Destination
+	if name == "" {
+		return nil
+	}
+	if _, ok := cfg.Destinations[name]; !ok {
+		return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeNoSuchDestination, Field: "destination",
+			Message: fmt.Sprintf("there is no destination %q on this box", name), Hint: "see capctl destination list"}
+	}
+	return nil
+}
+
+// filterError carries a filter's complaint to the wire.
+func filterError(err error) *wire.Error {
+	var fe *filter.Error
+	if errors.As(err, &fe) {
+		return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeInvalid, Field: fe.Field, Message: fe.Error(), Hint: fe.Hint}
+	}
+	return invalid("filter", err.Error(), "")
+}
+
+func invalid(field, message, hint string) *wire.Error {
+	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeInvalid, Field: field, Message: field + ": " + message, Hint: hint}
+}
+
+func unsupported(field, message, hint string) *wire.Error {
+	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeUnsupported, Field: field, Message: field + ": " + message, Hint: hint}
+}
+
+func ptr[T any](v T) *T { return &v }

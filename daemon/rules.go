@@ -1,0 +1,80 @@
+package daemon
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	"capd/ctl/wire"
+	"capd/daemon/config"
+	"capd/nft"
+	"capd/ring"
+)
+
+// prefix marks a capture's log messages, so that another tool's rule that names the
+// same group cannot slip packets into the file.
+func prefix(id string) string { return "capd:" + id[:8] }
+
+// rules is what the kernel is asked to do for a plan; the groups are filled in once they
+// are bound.
+func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
+	r := &p.request
+	return nft.Spec{
+		ID: id, Name: r.Name, Filter: p.filter, Exclude: p.exclude,
+		Hooks: r.Hooks, Interfaces: r.Interfaces, Once: p.once, CPUs: nft.CPUs(),
+		Prefix: prefix(id), Snaplen: *r.Snaplen, QueueThreshold: math.MaxUint16,
+		Sample: *r.Sample, SampleFlow: r.SampleBy == wire.SampleByFlow,
+		Rate: cfg.Limits.MaxPacketRate,
+	}
+}
+
+// classes tells which kinds of group a plan needs.
+func (p *plan) classes() (stamped, clocked bool) {
+	for _, h := range p.request.Hooks {
+		if h == wire.HookOutput || h == wire.HookPostrouting {
+			clocked = true
+		} else {
+			stamped = true
+		}
+	}
+	return stamped, clocked
+}
+
+func (p *plan) ringConfig(id string, cfg *config.Config, sh *share) ring.Config {
+	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: *p.request.Snaplen, Prefix: prefix(id)}
+	stamped, clocked := p.classes()
+	if stamped {
+		rc.Stamped = groupsPerClass(cfg)
+	}
+	if clocked {
+		rc.Clocked = groupsPerClass(cfg)
+	}
+	return rc
+}
+
+// warnings are what a person should know before the first packet.
+func (p *plan) warnings() []wire.Warning {
+	return []wire.Warning{}
+}
+
+// explain is the plan in words. The groups stand for what the kernel will give.
+func (p *plan) explain(cfg *config.Config) (wire.Explain, error) {
+	spec := p.rules(strings.Repeat("0", 32), cfg)
+	stamped, clocked := p.classes()
+	next := uint16(1)
+	groups := func(wanted bool) (out []uint16) {
+		for range groupsPerClass(cfg) {
+			if wanted {
+				out = append(out, next)
+				next++
+			}
+		}
+		return out
+	}
+	spec.Stamped, spec.Clocked = groups(stamped), groups(clocked)
+	text, err := nft.Ruleset(spec)
+	if err != nil {
+		return wire.Explain{}, fmt.Errorf("print the rules: %w", err)
+	}
+	return wire.Explain{Ruleset: text, Kernel: p.filter.String(), Hooks: p.request.Hooks, Warnings: p.warnings()}, nil
+}

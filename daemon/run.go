@@ -1,0 +1,215 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"capd/daemon/api"
+	"capd/daemon/config"
+	"capd/daemon/spool"
+	"capd/nft"
+)
+
+// deliveryGrace is how long a stopping capd goes on delivering; what is left then waits
+// for the next start.
+const deliveryGrace = 20 * time.Second
+
+// Options is what Run needs from main.
+type Options struct {
+	Config  *config.Config
+	Load    func() (*config.Config, error) // reads the configuration again
+	Reload  <-chan os.Signal               // when to
+	Level   *slog.LevelVar
+	Version string
+	Log     *slog.Logger
+}
+
+// Run is capd until ctx ends. It returns nil after an orderly stop: captures stopped
+// with whole files, deliveries tried for deliveryGrace, rules gone.
+func Run(ctx context.Context, o Options) error {
+	d, err := open(o)
+	if err != nil {
+		return err
+	}
+	listener, err := listen(o.Config.Daemon.Socket)
+	if err != nil {
+		d.close()
+		return err
+	}
+	handler := api.New(d, accessOf(o.Config), o.Log)
+	server := api.NewServer(handler, o.Log)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	o.Log.Info("capd is ready", "version", o.Version, "socket", listener.Addr().String(), "captures", len(d.captures))
+	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
+
+	for {
+		select {
+		case <-o.Reload:
+			d.reload(o, handler)
+			continue
+		case err = <-served:
+		case <-ctx.Done():
+		}
+		break
+	}
+	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
+	o.Log.Info("capd is stopping")
+	d.stopAll()
+	// Answers to calls that wait for a stop go out before the socket closes.
+	grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_ = server.Shutdown(grace)
+	_ = server.Close()
+	d.close()
+	o.Log.Info("capd has stopped")
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// listen takes the socket that systemd hands over, or makes one.
+func listen(path string) (net.Listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("take over systemd's socket: %w", err)
+	}
+	if len(passed) > 0 {
+		return passed[0], nil
+	}
+	return api.Listen(path)
+}
+
+// open makes everything a capture needs, before anyone may ask for one.
+func open(o Options) (*Daemon, error) {
+	cfg := o.Config
+	d := &Daemon{
+		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(), cfg: cfg,
+		captures: map[string]*capture{}, names: map[string]bool{},
+	}
+	var err error
+	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir()); err != nil {
+		return nil, err
+	}
+	if d.shares, err = sizeShares(cfg); err != nil {
+		return nil, err
+	}
+	if d.host = cfg.Daemon.Host; d.host == "" {
+		if d.host, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("read the host's name: %w", err)
+		}
+	}
+	if d.signer, err = openSigner(cfg.Daemon.StateDir, d.host); err != nil {
+		return nil, err
+	}
+	if d.table, err = nft.Open(); err != nil {
+		return nil, fmt.Errorf("take the nftables table: %w", err)
+	}
+	d.startDelivery()
+	if err := d.recover(); err != nil {
+		d.close()
+		return nil, err
+	}
+	d.resumeDelivery()
+	return d, nil
+}
+
+// sizeShares decides how much memory captures may take together.
+func sizeShares(cfg *config.Config) (*shares, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil, fmt.Errorf("read the memory's size: %w", err)
+	}
+	total := int(uint64(info.Totalram) * uint64(info.Unit))
+	both := min(max(total/20, 64<<20), 512<<20)
+	ringSize, receive := int(cfg.Ring.Size), int(cfg.Ring.ReceiveBuffer)
+	switch {
+	case ringSize == 0 && receive == 0:
+		ringSize, receive = both/2, both/2
+	case ringSize == 0:
+		ringSize = max(both-receive, minRing)
+	case receive == 0:
+		receive = max(both-ringSize, minRing)
+	}
+	return newShares(max(ringSize, minRing), max(receive, minRing), cfg.Limits.MaxCaptures), nil
+}
+
+// minRing is the least memory that a ring or the receive buffers can do with, in bytes.
+const minRing = 16 << 20
+
+// groupsPerClass is how many NFLOG groups a capture uses for each kind of hook.
+func groupsPerClass(cfg *config.Config) int {
+	if cfg.Ring.Groups > 0 {
+		return cfg.Ring.Groups
+	}
+	return min(nft.CPUs(), 16)
+}
+
+func accessOf(cfg *config.Config) api.Access {
+	return api.Access{ControlGroup: cfg.Access.ControlGroup, ViewGroup: cfg.Access.ViewGroup}
+}
+
+// reload takes over a new configuration, or keeps the old one and says why.
+func (d *Daemon) reload(o Options, handler *api.Handler) {
+	cfg, err := o.Load()
+	if err != nil {
+		d.log.Error("the new configuration is refused, the old one stays", "err", err)
+		return
+	}
+	d.mu.Lock()
+	old := d.cfg
+	// These are built into what runs already.
+	fixed := *cfg
+	fixed.Daemon, fixed.Spool, fixed.Ring = old.Daemon, old.Spool, old.Ring
+	fixed.Daemon.LogLevel = cfg.Daemon.LogLevel
+	fixed.Limits.MaxCaptures = old.Limits.MaxCaptures
+	d.cfg = &fixed
+	d.mu.Unlock()
+	o.Level.Set(cfg.Daemon.LogLevel)
+	handler.SetAccess(accessOf(cfg))
+	restart := fixed.Daemon != cfg.Daemon || fixed.Spool != cfg.Spool || fixed.Ring != cfg.Ring || fixed.Limits.MaxCaptures != cfg.Limits.MaxCaptures
+	d.forgetChecks()
+	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
+	if restart {
+		d.log.Warn("some changes need a restart: [daemon] but log_level, [spool], [ring], limits.max_captures")
+	}
+}
+
+// stopAll ends every capture and gives deliveries a while.
+func (d *Daemon) stopAll() {
+	d.mu.Lock()
+	d.closing = true
+	captures := make([]*capture, 0, len(d.captures))
+	for _, c := range d.captures {
+		captures = append(captures, c)
+	}
+	d.mu.Unlock()
+	var stopping sync.WaitGroup
+	for _, c := range captures {
+		stopping.Go(func() {
+			_ = c.stopNow(context.Background(), "shutdown")
+		})
+	}
+	stopping.Wait()
+	d.awaitDelivery(deliveryGrace)
+}
+
+// close gives back what open took. Captures have ended.
+func (d *Daemon) close() {
+	d.stopDelivery()
+	if err := d.table.Close(); err != nil {
+		d.log.Error("give up the nftables table", "err", err)
+	}
+}
