@@ -47,6 +47,6 @@ func (a *app) version(ctx context.Context) error {
 		a.note("capd: %s", message)
 		return nil
 	}
-	_, err = fmt.Fprintf(a.stdout, "capd   %s on %s, Linux %s, up since %s\n", clean(status.Version), clean(status.Host), clean(status.Kernel), a.moment(status.Started.Time))
+	_, err = fmt.Fprintf(a.stdout, "capd   %s on %s, %s, up since %s\n", clean(status.Version), clean(status.Host), clean(status.Kernel), a.moment(status.Started.Time))
 	return err
 }
