@@ -149,7 +149,7 @@ func (s *Store) probe(ctx context.Context, core *minio.Core, watch *deliver.Watc
 	var info minio.UploadInfo
 	sum, err := u.md5(ctx)
 	if err == nil {
-		info, err = u.send(ctx, sum, minio.PutObjectOptions{})
+		info, err = u.send(ctx, sum, 0)
 	}
 	if err != nil {
 		fail(deliver.StepWrite, err)

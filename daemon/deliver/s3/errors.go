@@ -41,11 +41,7 @@ func (s *Store) classify(ctx context.Context, err error, what string) *deliver.E
 	}
 	var answer minio.ErrorResponse
 	if !errors.As(err, &answer) {
-		if ctx.Err() == nil && strings.Contains(err.Error(), "Connection closed by foreign host") {
-			// minio-go's own text for an io.EOF.
-			return deliver.Fail(deliver.ReasonCut, nil, "%s: the connection to %s was cut", what, s.p.Endpoint).WithHint("it is tried again")
-		}
-		return deliver.Classify(ctx, err, "%s", what)
+		return s.classifyTransport(ctx, err, what)
 	}
 	reason, hint := s.reason(code(err), answer.StatusCode)
 	text := answer.Message
@@ -59,6 +55,21 @@ func (s *Store) classify(ctx context.Context, err error, what string) *deliver.E
 		text = text[:300] + "…"
 	}
 	return deliver.Fail(reason, nil, "%s: the server answers %s", what, strings.TrimSuffix(text, ".")).WithHint("%s", hint)
+}
+
+// classifyTransport knows what net/http and minio-go say of an answer that did not come
+// whole: neither has an error of its own for it.
+func (s *Store) classifyTransport(ctx context.Context, err error, what string) *deliver.Error {
+	text := err.Error()
+	switch {
+	case ctx.Err() != nil:
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return deliver.Fail(deliver.ReasonCertificate, nil, "%s: %s does not speak TLS", what, s.p.Endpoint).WithHint("check the endpoint's scheme and port: is it http?")
+	case strings.Contains(text, "Connection closed by foreign host"), // minio-go, for io.EOF
+		strings.Contains(text, "transport connection broken"), strings.Contains(text, "server closed idle connection"):
+		return deliver.Fail(deliver.ReasonCut, nil, "%s: the connection to %s was cut", what, s.p.Endpoint).WithHint("it is tried again; if it stays, check that an S3 server listens there")
+	}
+	return deliver.Classify(ctx, err, "%s", what)
 }
 
 // reason knows S3's error codes (Amazon S3 API reference, "Error responses") and those

@@ -90,7 +90,7 @@ func (s *Store) put(ctx context.Context, watch *deliver.Watch, o deliver.Object)
 	if err != nil {
 		return deliver.Result{}, err
 	}
-	_, err = u.send(ctx, sum, s.lock())
+	_, err = u.send(ctx, sum, s.p.ObjectLockDays)
 	if code(err) == "PreconditionFailed" {
 		// Somebody was faster, or an earlier try of ours whose answer was lost.
 		if there, err = u.look(ctx); err != nil && denied(err) {
@@ -106,16 +106,6 @@ func (s *Store) put(ctx context.Context, watch *deliver.Watch, o deliver.Object)
 		return deliver.Result{}, err
 	}
 	return u.result(false), u.prove(ctx)
-}
-
-// lock gives the options for objects that must not be deleted for a time.
-func (s *Store) lock() minio.PutObjectOptions {
-	var o minio.PutObjectOptions
-	if s.p.ObjectLockDays > 0 {
-		o.Mode = minio.Governance
-		o.RetainUntilDate = time.Now().AddDate(0, 0, s.p.ObjectLockDays).UTC().Truncate(time.Second)
-	}
-	return o
 }
 
 // upload is one Put.
@@ -192,12 +182,22 @@ func (u *upload) md5(ctx context.Context) (string, error) {
 	return base64.StdEncoding.EncodeToString(sum.Sum(nil)), nil
 }
 
-// send makes the PUT, where the server knows the condition only if the name is free.
-func (u *upload) send(ctx context.Context, md5Base64 string, o minio.PutObjectOptions) (minio.UploadInfo, error) {
-	o.ContentType = contentType(u.o.Path)
-	o.UserMetadata = map[string]string{metaSHA256: hex.EncodeToString(u.o.SHA256[:])}
-	o.ServerSideEncryption = u.s.encryption()
-	o.DisableContentSha256 = true // no signatures between the chunks: the whole SHA-256 is signed instead
+// send makes the PUT, where the server knows the condition only if the name is free. The
+// object is locked for so many days, 0 = not at all.
+func (u *upload) send(ctx context.Context, md5Base64 string, lockDays int) (minio.UploadInfo, error) {
+	sum := hex.EncodeToString(u.o.SHA256[:])
+	o := minio.PutObjectOptions{
+		ContentType:          contentType(u.o.Path),
+		UserMetadata:         map[string]string{metaSHA256: sum},
+		ServerSideEncryption: u.s.encryption(),
+		DisableContentSha256: true, // no signatures between the chunks: the whole SHA-256 is signed instead
+	}
+	if lockDays > 0 {
+		// Governance keeps it from everybody but those with a right of their own
+		// (s3:BypassGovernanceRetention); a mistake in the days can be mended.
+		o.Mode = minio.Governance
+		o.RetainUntilDate = time.Now().UTC().AddDate(0, 0, lockDays).Truncate(time.Second)
+	}
 	u.s.mu.Lock()
 	conditional := !u.s.unconditional
 	u.s.mu.Unlock()
@@ -206,7 +206,7 @@ func (u *upload) send(ctx context.Context, md5Base64 string, o minio.PutObjectOp
 	}
 	u.watch.Touch()
 	b := &body{source: deliver.NewSource(ctx, u.o, u.s.up, u.watch), left: u.o.Size, sent: func() { u.watch.Expect(u.s.env.Timeouts.Settle) }}
-	info, err := u.core.PutObject(ctx, u.s.p.Bucket, u.o.Path, b, u.o.Size, md5Base64, hex.EncodeToString(u.o.SHA256[:]), o)
+	info, err := u.core.PutObject(ctx, u.s.p.Bucket, u.o.Path, b, u.o.Size, md5Base64, sum, o)
 	b.end()
 	u.watch.Expect(u.s.env.Timeouts.Progress)
 	if conditional && code(err) == "NotImplemented" {
@@ -215,11 +215,7 @@ func (u *upload) send(ctx context.Context, md5Base64 string, o minio.PutObjectOp
 		u.s.unconditional = true
 		u.s.mu.Unlock()
 		u.s.log.Warn("the server knows no conditional PUT: two writers of one name at the same moment would not be noticed")
-		plain := u.s.lock()
-		if o.Mode == "" {
-			plain = minio.PutObjectOptions{}
-		}
-		return u.send(ctx, md5Base64, plain)
+		return u.send(ctx, md5Base64, lockDays)
 	}
 	return info, err
 }

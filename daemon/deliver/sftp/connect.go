@@ -92,10 +92,12 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 	client := ssh.NewClient(transport, channels, requests)
 	files, err := sftp.NewClient(client, sftp.UseFstat(true))
 	if err != nil {
+		// A server that ends the channel and not the connection has no SFTP for us.
+		_, _, aliveErr := client.SendRequest("keepalive@openssh.com", true, nil)
 		client.Close()
 		client.Wait()
-		if failure := deliver.Classify(ctx, err, "%s", s.p.Address); failure.Reason != deliver.ReasonUnknown {
-			return nil, &stepError{deliver.StepAuthenticate, failure}
+		if aliveErr != nil || ctx.Err() != nil {
+			return nil, &stepError{deliver.StepAuthenticate, deliver.Classify(ctx, err, "open SFTP on %s", s.p.Address)}
 		}
 		return nil, &stepError{deliver.StepAuthenticate, deliver.Fail(deliver.ReasonUnsupported, nil, "%s offers %s no SFTP", s.p.Address, s.p.User).
 			WithHint("the server's sshd_config needs a line such as: Subsystem sftp internal-sftp")}
@@ -104,7 +106,11 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 	c.home, err = files.RealPath(".")
 	if err != nil {
 		c.close()
-		return nil, &stepError{deliver.StepAuthenticate, deliver.Classify(ctx, err, "ask %s for the folder of %s", s.p.Address, s.p.User)}
+		what := fmt.Sprintf("ask %s for the folder of %s", s.p.Address, s.p.User)
+		if cut(err) {
+			return nil, &stepError{deliver.StepAuthenticate, s.classifyCut(ctx, err, what)}
+		}
+		return nil, &stepError{deliver.StepAuthenticate, deliver.Classify(ctx, err, "%s", what)}
 	}
 	if !stop() {
 		c.close()

@@ -274,6 +274,18 @@ func (p *putting) sweep(ctx context.Context) {
 	}
 }
 
+// cut says whether an error is the library's own for a connection that has ended.
+func cut(err error) bool {
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, sftp.ErrSSHFxNoConnection)
+}
+
+func (s *Store) classifyCut(ctx context.Context, err error, what string) *deliver.Error {
+	if ctx.Err() != nil {
+		return deliver.Classify(ctx, err, "%s", what)
+	}
+	return deliver.Fail(deliver.ReasonCut, nil, "%s: the connection to %s was cut", what, s.p.Address).WithHint("it is tried again")
+}
+
 // lost says whether an error is about the connection rather than about the file.
 func lost(err error) bool {
 	var status *sftp.StatusError
@@ -285,8 +297,6 @@ func lost(err error) bool {
 const (
 	fxFailure        = 4
 	fxBadMessage     = 5
-	fxNoConnection   = 6
-	fxConnectionLost = 7
 	fxUnsupported    = 8
 	fxWriteProtect   = 12
 	fxNoSpace        = 14
@@ -299,11 +309,8 @@ func (p *putting) classify(ctx context.Context, err error) *deliver.Error {
 	what := "write " + p.final
 	var status *sftp.StatusError
 	switch {
-	case errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, sftp.ErrSSHFxNoConnection):
-		if ctx.Err() != nil {
-			return deliver.Classify(ctx, err, "%s", what)
-		}
-		return deliver.Fail(deliver.ReasonCut, nil, "%s: the connection to %s was cut", what, p.s.p.Address).WithHint("it is tried again")
+	case cut(err):
+		return p.s.classifyCut(ctx, err, what)
 	case errors.Is(err, fs.ErrPermission):
 		return deliver.Fail(deliver.ReasonPermission, nil, "%s: the server permits it not to %s", what, p.s.p.User).
 			WithHint("give %s the right to make files and folders below %s on the server", p.s.p.User, p.folder)

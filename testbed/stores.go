@@ -1,0 +1,403 @@
+package testbed
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/crypto/ssh"
+)
+
+// server is a process that listens on loopback and can be stopped and started again at
+// the same port.
+type server struct {
+	t       testing.TB
+	command func() *exec.Cmd
+	address string
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// Start starts a stopped server and waits until it answers.
+func (s *server) Start() {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cmd := s.command()
+	log, err := os.CreateTemp(s.t.TempDir(), "server-log")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	// A group of its own, so that Stop ends the sessions too. No Pdeathsig: it follows
+	// the thread that forked, and tests throw threads away.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatalf("start %s: %v", cmd.Path, err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		log.Close()
+		close(exited)
+	}()
+	s.cmd, s.exited = cmd, exited
+	for range 1000 {
+		conn, err := net.DialTimeout("tcp", s.address, time.Second)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-exited:
+			text, _ := os.ReadFile(log.Name())
+			s.t.Fatalf("%s ended at once: %s", cmd.Path, text)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	s.t.Fatalf("%s does not answer on %s", cmd.Path, s.address)
+}
+
+// Stop kills the server and its sessions.
+func (s *server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return
+	}
+	syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // our own group: see Start
+	<-s.exited
+	s.cmd = nil
+}
+
+// freePort gives an address on loopback that nobody listens on.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// SSHD is an OpenSSH server for SFTP alone, on loopback.
+type SSHD struct {
+	server
+	Address    string // 127.0.0.1:port
+	User       string // who runs the tests
+	Root       string // the folder in which sessions begin
+	PrivateKey string // path of a key that may log in
+	KnownHosts string // path of a file with the host keys
+	HostKey    string // the Ed25519 host key: "ssh-ed25519 AAAA…"
+	ECDSAKey   string // the other host key
+}
+
+// NewSSHD starts an SSHD that lasts as long as the test. Its lines stand first in
+// sshd_config, and the first to set something counts; %ROOT% in them is the folder in
+// which sessions begin.
+func NewSSHD(t testing.TB, lines ...string) *SSHD {
+	t.Helper()
+	binary := "/usr/sbin/sshd" // it starts itself anew and wants its whole path
+	if _, err := os.Stat(binary); err != nil {
+		Lacking(t, "OpenSSH's sshd (contrib/test installs it)")
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		// sshd's empty folder for its unprivileged half; systemd makes it elsewhere.
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	s := &SSHD{Address: freePort(t), User: me.Username, Root: filepath.Join(dir, "root"),
+		PrivateKey: filepath.Join(dir, "user_key"), KnownHosts: filepath.Join(dir, "known_hosts")}
+	s.HostKey = sshKey(t, filepath.Join(dir, "host_ed25519"), false)
+	s.ECDSAKey = sshKey(t, filepath.Join(dir, "host_ecdsa"), true)
+	userKey := sshKey(t, s.PrivateKey, false)
+	_, port, _ := net.SplitHostPort(s.Address)
+	known := fmt.Sprintf("[127.0.0.1]:%s %s\n[127.0.0.1]:%s %s\n", port, s.HostKey, port, s.ECDSAKey)
+	pam := "no"
+	if lockedAccount(me.Username) {
+		pam = "yes" // without PAM sshd refuses an account whose password is locked, even by key
+	}
+	config := strings.ReplaceAll(strings.Join(lines, "\n"), "%ROOT%", s.Root) + fmt.Sprintf(`
+ListenAddress %s
+HostKey %s/host_ed25519
+HostKey %s/host_ecdsa
+AuthorizedKeysFile %s/authorized_keys
+PidFile none
+UsePAM %s
+UseDNS no
+StrictModes no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+MaxStartups 200
+LogLevel VERBOSE
+Subsystem sftp internal-sftp
+ForceCommand internal-sftp -d %s
+`, s.Address, dir, dir, dir, pam, s.Root)
+	writeFile(t, s.KnownHosts, known, 0o644)
+	writeFile(t, filepath.Join(dir, "authorized_keys"), userKey+"\n", 0o600)
+	writeFile(t, filepath.Join(dir, "sshd_config"), config, 0o600)
+	if err := os.Mkdir(s.Root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.server = server{t: t, address: s.Address, command: func() *exec.Cmd {
+		return exec.Command(binary, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
+	}}
+	t.Cleanup(s.Stop)
+	s.Start()
+	return s
+}
+
+// lockedAccount says whether a user's password is locked in /etc/shadow.
+func lockedAccount(name string) bool {
+	shadow, err := os.ReadFile("/etc/shadow")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(shadow)) {
+		if fields := strings.Split(line, ":"); len(fields) > 1 && fields[0] == name {
+			return strings.HasPrefix(fields[1], "!")
+		}
+	}
+	return false
+}
+
+// sshKey writes a new private key and gives the public one as it stands in
+// authorized_keys.
+func sshKey(t testing.TB, path string, nist bool) string {
+	t.Helper()
+	var private, public any
+	var err error
+	if nist {
+		var key *ecdsa.PrivateKey
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err == nil {
+			private, public = key, key.Public()
+		}
+	} else {
+		public, private, err = ed25519.GenerateKey(rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(private, "capd test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sshPublic, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path, string(pem.EncodeToMemory(block)), 0o600)
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(sshPublic)))
+}
+
+func writeFile(t testing.TB, path, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// S3 is a versitygw over a folder, on loopback.
+type S3 struct {
+	server
+	Address     string // 127.0.0.1:port
+	Endpoint    string // http(s)://127.0.0.1:port
+	Region      string
+	Bucket      string // there already
+	Root        string // the folder; an object lies in Root/Bucket/KEY
+	CAFile      string // of the authority that signed the server's certificate; "" without TLS
+	AccessKeyID string
+	Secret      string
+	SecretFile  string // path of a file that holds it
+}
+
+// S3Options choose what kind of S3 server NewS3 starts.
+type S3Options struct {
+	TLS     bool
+	Expired bool // the certificate is
+}
+
+// NewS3 starts an S3 server that lasts as long as the test.
+func NewS3(t testing.TB, o S3Options) *S3 {
+	t.Helper()
+	binary := versitygw(t)
+	dir := t.TempDir()
+	s := &S3{Address: freePort(t), Region: "us-east-1", Bucket: "captures", Root: filepath.Join(dir, "root"),
+		AccessKeyID: "capdtest", Secret: "not-a-secret-" + filepath.Base(dir), SecretFile: filepath.Join(dir, "secret")}
+	s.Endpoint = "http://" + s.Address
+	writeFile(t, s.SecretFile, s.Secret+"\n", 0o600)
+	for _, d := range []string{s.Root, filepath.Join(dir, "sidecar"), filepath.Join(s.Root, s.Bucket)} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"--port", s.Address, "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--quiet"}
+	if o.TLS {
+		s.Endpoint = "https://" + s.Address
+		s.CAFile = filepath.Join(dir, "ca.pem")
+		certificate(t, dir, s.CAFile, o.Expired)
+		args = append(args, "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem"))
+	}
+	// A sidecar keeps metadata off the file system's extended attributes, which not
+	// every test machine has.
+	args = append(args, "posix", "--sidecar", filepath.Join(dir, "sidecar"), s.Root)
+	s.server = server{t: t, address: s.Address, command: func() *exec.Cmd { return exec.Command(binary, args...) }}
+	t.Cleanup(s.Stop)
+	s.Start()
+	return s
+}
+
+// Client gives a client of its own for what a test wants to see or prepare; only for
+// servers without TLS.
+func (s *S3) Client() *minio.Client {
+	s.t.Helper()
+	c, err := minio.New(s.Address, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKeyID, s.Secret, ""), Region: s.Region})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// versitygw finds or builds the S3 server.
+func versitygw(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("CAPD_VERSITYGW"); path != "" {
+		return path
+	}
+	root := RepositoryRoot(t)
+	path := filepath.Join(root, "bin", "versitygw")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	t.Log("building versitygw: this takes a minute or two, once")
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	built := fmt.Sprintf("%s.%d", path, os.Getpid()) // renamed when it is whole: other tests may build it too
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(root, "tools", "testing"), "-o", built, "github.com/versity/versitygw/cmd/versitygw")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build versitygw: %v\n%s", err, out)
+	}
+	if err := os.Rename(built, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// RepositoryRoot is the folder of go.mod.
+func RepositoryRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+	}
+	t.Fatal("the tests do not run inside the repository")
+	return ""
+}
+
+// certificate makes an authority and a certificate of 127.0.0.1 and localhost.
+func certificate(t testing.TB, dir, caFile string, expired bool) {
+	t.Helper()
+	now := time.Now()
+	authority := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "capd test authority"},
+		NotBefore: now.Add(-48 * time.Hour), NotAfter: now.Add(48 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "capd test server"},
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(24 * time.Hour), DNSNames: []string{"localhost", "*.localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	if expired {
+		leaf.NotAfter = now.Add(-time.Hour)
+	}
+	sign := func(template, parent *x509.Certificate, public *ecdsa.PublicKey, key *ecdsa.PrivateKey) []byte {
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	newKey := func() *ecdsa.PrivateKey {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	caKey, key := newKey(), newKey()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, caFile, string(sign(authority, authority, &caKey.PublicKey, caKey)), 0o644)
+	writeFile(t, filepath.Join(dir, "cert.pem"), string(sign(leaf, authority, &key.PublicKey, caKey)), 0o644)
+	writeFile(t, filepath.Join(dir, "key.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), 0o600)
+}
+
+// Tree reads every file below a folder, by its path from there on; names that skip
+// begins with are left out.
+func Tree(t testing.TB, folder string, skip ...string) map[string][]byte {
+	t.Helper()
+	found := map[string][]byte{}
+	err := filepath.WalkDir(folder, func(path string, e fs.DirEntry, err error) error {
+		if os.IsNotExist(err) {
+			return nil // removed while we look
+		}
+		if err != nil {
+			return err
+		}
+		name, _ := filepath.Rel(folder, path)
+		for _, s := range skip {
+			if strings.HasPrefix(name, s) && e.IsDir() {
+				return filepath.SkipDir
+			}
+		}
+		if !e.Type().IsRegular() {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err == nil {
+			found[name] = data
+		} else if !os.IsNotExist(err) {
+			return err
+		}
+		return nil
+	})
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return found
+}
