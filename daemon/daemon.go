@@ -91,6 +91,12 @@ func (d *Daemon) Start(ctx context.Context, req wire.StartRequest, who wire.Requ
 	d.mu.Unlock()
 	c.log.Info("capture runs", "name", p.request.Name, "filter", p.filter.String(), "destination", p.request.Destination, "uid", who.UID)
 	go c.supervise(r)
+	if err := ctx.Err(); err != nil {
+		// Whoever asked is gone and will never know the id.
+		_ = c.stopNow(context.WithoutCancel(ctx), wire.StopRequested)
+		_ = d.Remove(context.WithoutCancel(ctx), id, true)
+		return wire.Capture{}, err
+	}
 	return c.snapshot(), nil
 }
 

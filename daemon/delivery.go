@@ -186,6 +186,9 @@ func (c *capture) delivered(name string, u deliver.Update) {
 		delete(c.queued, name)
 	}
 	rec := &c.record.Capture
+	if u.Err != nil {
+		c.d.forgetCheck(rec.Destination)
+	}
 	if i := slices.IndexFunc(rec.Files, func(f wire.File) bool { return f.Name == name }); i >= 0 {
 		noteDelivery(&rec.Files[i], u)
 		if u.State == deliver.StateDelivered {
@@ -288,28 +291,27 @@ func (d *Daemon) resumeDelivery() {
 	}
 }
 
-// awaitDelivery gives a stopping capd's deliveries a while.
+// awaitDelivery gives a stopping capd's deliveries a while: until all is delivered, or
+// nothing is under way because each file waits for a better time.
 func (d *Daemon) awaitDelivery(grace time.Duration) {
-	deadline := time.Now().Add(grace)
-	for time.Now().Before(deadline) {
-		if !slices.ContainsFunc(d.List(true), func(c wire.Capture) bool { return c.Status == wire.StatusDelivering && !waits(c) }) {
+	const idle = 2 * time.Second
+	deadline, moved := time.Now().Add(grace), time.Now()
+	for now := moved; now.Before(deadline) && now.Sub(moved) < idle; now = time.Now() {
+		left := false
+		for _, c := range d.List(true) {
+			if c.Status != wire.StatusDelivering {
+				continue
+			}
+			left = true
+			if slices.ContainsFunc(c.Files, func(f wire.File) bool { return f.Status == wire.FileUploading }) {
+				moved = now
+			}
+		}
+		if !left {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// waits tells whether nothing of a delivery is under way: each file waits for its next
-// try.
-func waits(c wire.Capture) bool {
-	waiting := c.Error != nil
-	for _, f := range c.Files {
-		if f.Status == wire.FileUploading || (f.Status == wire.FileSpooled && f.NextAttempt == nil) {
-			return false
-		}
-		waiting = waiting || f.NextAttempt != nil
-	}
-	return waiting
 }
 
 // forgetDelivery takes a capture's files out of the queue.
@@ -341,6 +343,13 @@ const checkLasts = time.Minute
 func (d *Daemon) forgetChecks() {
 	d.checks.mu.Lock()
 	d.checks.good = nil
+	d.checks.mu.Unlock()
+}
+
+// forgetCheck is called when a delivery fails: what was good is so no more.
+func (d *Daemon) forgetCheck(name string) {
+	d.checks.mu.Lock()
+	delete(d.checks.good, name)
 	d.checks.mu.Unlock()
 }
 

@@ -97,14 +97,14 @@ func (p *plan) fillLimits(cfg *config.Config) *wire.Error {
 		r.TimeLimit = ptr(lim.DefaultTimeLimit)
 	}
 	if *r.TimeLimit > lim.MaxTimeLimit {
-		return invalid("time_limit", fmt.Sprintf("%s is more than this box allows (limits.max_time_limit = %s)", *r.TimeLimit, lim.MaxTimeLimit),
+		return beyond("time_limit", fmt.Sprintf("%s is more than this box allows (limits.max_time_limit = %s)", *r.TimeLimit, lim.MaxTimeLimit),
 			"ask for less, or raise limits.max_time_limit")
 	}
 	if r.ByteLimit == nil || *r.ByteLimit == 0 {
 		r.ByteLimit = ptr(min(lim.DefaultByteLimit, lim.MaxByteLimit))
 	}
 	if *r.ByteLimit > lim.MaxByteLimit {
-		return invalid("byte_limit", fmt.Sprintf("%s is more than this box allows (limits.max_byte_limit = %s)", *r.ByteLimit, lim.MaxByteLimit),
+		return beyond("byte_limit", fmt.Sprintf("%s is more than this box allows (limits.max_byte_limit = %s)", *r.ByteLimit, lim.MaxByteLimit),
 			"ask for less, or raise limits.max_byte_limit")
 	}
 	if r.PacketLimit == nil {
@@ -209,6 +209,11 @@ func filterError(err error) *wire.Error {
 
 func invalid(field, message, hint string) *wire.Error {
 	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeInvalid, Field: field, Message: field + ": " + message, Hint: hint}
+}
+
+// beyond is a value that makes sense, and is more than this box allows.
+func beyond(field, message, hint string) *wire.Error {
+	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeLimit, Field: field, Message: field + ": " + message, Hint: hint}
 }
 
 func unsupported(field, message, hint string) *wire.Error {

@@ -23,7 +23,7 @@ import (
 
 // deliveryGrace is how long a stopping capd goes on delivering; what is left then waits
 // for the next start.
-const deliveryGrace = 20 * time.Second
+const deliveryGrace = 15 * time.Second
 
 // Options is what Run needs from main.
 type Options struct {

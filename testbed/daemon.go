@@ -92,7 +92,8 @@ func (b *Buffer) String() string {
 	return b.buf.String()
 }
 
-// StartDaemon starts capd in a namespace with a configuration of its own; socket and
+// StartDaemon starts capd in a namespace ("" = this one: where it has to reach servers
+// on this machine's loopback, which is all that such a test may capture) with a configuration of its own; socket and
 // state_dir are added by the environment. It returns when capd answers. The daemon is
 // stopped when the test ends, and its log shown if the test failed.
 func StartDaemon(t testing.TB, ns, toml string) *Daemon {
@@ -132,7 +133,11 @@ func (d *Daemon) StateDir() string { return filepath.Join(d.Dir, "state") }
 // Start starts a daemon that was stopped or killed.
 func (d *Daemon) Start() {
 	d.t.Helper()
-	d.cmd = exec.Command("ip", "netns", "exec", d.NS, filepath.Join(d.bin, "capd"), "--config", filepath.Join(d.Dir, "capd.toml"))
+	args := []string{filepath.Join(d.bin, "capd"), "--config", filepath.Join(d.Dir, "capd.toml")}
+	if d.NS != "" {
+		args = append([]string{"ip", "netns", "exec", d.NS}, args...)
+	}
+	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append(os.Environ(), "CAPD_SOCKET="+d.Socket, "CAPD_STATE_DIR="+d.StateDir())
 	d.cmd.Stdout, d.cmd.Stderr = d.Log, d.Log
 	d.cmd.WaitDelay = 5 * time.Second
@@ -288,5 +293,8 @@ func (d *Daemon) Await(ref string, what string, ok func(wire.Capture) bool) wire
 // Ruleset is what `nft list ruleset` prints in the daemon's namespace.
 func (d *Daemon) Ruleset() string {
 	d.t.Helper()
+	if d.NS == "" {
+		return Run(d.t, "nft", "list", "ruleset")
+	}
 	return RunIn(d.t, d.NS, "nft", "list", "ruleset")
 }
