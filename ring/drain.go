@@ -1,9 +1,8 @@
 package ring
 
 import (
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // unbinding is how far a group has come in leaving.
@@ -57,14 +56,14 @@ func (r *Reader) sendUnbind(g *group, now int64) error {
 	s := &g.socket
 	s.seq++
 	g.state, g.unbind.seq, g.unbind.sentAt = leaving, s.seq, now
-	return s.send(s.message.build(g.Number, nlmFlagAck, s.seq, configCmd, []byte{cmdUnbind}))
+	return s.conn.send(s.message.build(g.Number, nlmFlagAck, s.seq, configCmd, []byte{cmdUnbind}))
 }
 
 // answered takes an answer of the kernel to a configuration message.
-func (r *Reader) answered(g *group, seq uint32, errno unix.Errno) {
+func (r *Reader) answered(g *group, seq uint32, errno syscall.Errno) {
 	switch {
 	case g.state == leaving && seq == g.unbind.seq:
-		if errno == unix.EPERM {
+		if errno == syscall.EPERM {
 			// Rights were given up since Open: the last batch comes when its time is up.
 			g.state = lingering
 			return

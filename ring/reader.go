@@ -33,7 +33,6 @@ type Reader struct {
 	decoder decoder
 	memory  *Memory
 	arena   arena
-	config  configMessage
 	log     *slog.Logger
 
 	// The merge.
@@ -46,15 +45,16 @@ type Reader struct {
 	urgent  *group
 
 	// Waiting.
-	fds        []unix.PollFd
-	timespec   unix.Timespec
-	word       [8]byte
-	base       time.Time // where the monotonic clock starts
-	deadline   int64     // on the monotonic clock
-	lastDry    int64     // when the sockets were last found empty
-	burst      int       // datagrams since then
-	nap        int64     // how long to sleep when busy
-	napDivisor int64
+	clock    func() (monotonic, wall int64)
+	sleep    func(all bool, wait int64) error
+	fds      []unix.PollFd // the event, then the groups' sockets
+	timespec unix.Timespec
+	word     [8]byte
+	base     time.Time // where the monotonic clock starts
+	deadline int64     // on the monotonic clock
+	lastDry  int64     // when the sockets were last found empty
+	burst    int       // datagrams since then
+	nap      int64     // how long to sleep when busy
 
 	draining bool
 	finished bool
@@ -78,8 +78,10 @@ const (
 	never    = math.MaxInt64
 	// napLongest is how long a busy reader sleeps between two looks at its sockets, so that
 	// it is not woken for every datagram.
-	napLongest  = int64(time.Millisecond)
+	napLongest  = int64(2 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
+	// napFull is how many datagrams a sleep should gather at most.
+	napFull = 16
 )
 
 // Open binds free NFLOG groups in the calling thread's network namespace and makes them
@@ -100,16 +102,13 @@ func Open(c Config) (*Reader, error) {
 	r := newReader(c, memory)
 	r.event, err = openEvent()
 	if err == nil {
+		r.fds = append(r.fds, unix.PollFd{Fd: int32(r.event.fd), Events: unix.POLLIN})
 		err = r.bind(c)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("ring: %w", err), r.Close())
 	}
-	r.fds = make([]unix.PollFd, 1, 1+len(r.groups))
-	r.fds[0] = unix.PollFd{Fd: int32(r.event.fd), Events: unix.POLLIN}
-	for i := range r.groups {
-		r.fds = append(r.fds, unix.PollFd{Fd: int32(r.groups[i].socket.fd), Events: unix.POLLIN})
-	}
+	r.clock, r.sleep = r.clocks, r.poll
 	return r, nil
 }
 
@@ -132,7 +131,7 @@ func newReader(c Config, memory *Memory) *Reader {
 	r.groups = make([]group, c.Stamped+c.Clocked)
 	for i := range r.groups {
 		g := &r.groups[i]
-		g.index, g.first, g.last, g.socket.fd = i, -1, -1, -1
+		g.index, g.first, g.last = i, -1, -1
 		n := c.Stamped
 		if g.CPU = i; i >= c.Stamped {
 			g.Class, g.CPU, n = Clocked, i-c.Stamped, c.Clocked
@@ -159,9 +158,12 @@ func (r *Reader) bind(c Config) error {
 	for i := range r.groups {
 		g := &r.groups[i]
 		var err error
-		if g.socket, err = openSocket(c.ReceiveBuffer / len(r.groups)); err != nil {
+		var link *netlinkConn
+		if link, g.socket.receiveBuffer, err = openConn(c.ReceiveBuffer / len(r.groups)); err != nil {
 			return err
 		}
+		g.socket.conn = link
+		r.fds = append(r.fds, unix.PollFd{Fd: int32(link.fd), Events: unix.POLLIN})
 		other := func(datagram []byte) { r.strange(g, datagram) }
 		const tries = 200
 		for try := 1; ; try++ {
@@ -335,8 +337,8 @@ func (h heap) find(g *group) int {
 	return 0
 }
 
-// clock reads both clocks: nanoseconds since Open, and since the Unix epoch.
-func (r *Reader) clock() (monotonic, wall int64) {
+// clocks reads both clocks: nanoseconds since Open, and since the Unix epoch.
+func (r *Reader) clocks() (monotonic, wall int64) {
 	now := time.Now()
 	return int64(now.Sub(r.base)), now.UnixNano()
 }
@@ -349,7 +351,6 @@ func (r *Reader) read(all bool) (int, error) {
 	}
 	if r.woken.Load() {
 		r.woken.Store(false)
-		r.event.clear(&r.word)
 		return 0, ErrWoken
 	}
 	now, _ := r.clock()
@@ -411,7 +412,7 @@ func (r *Reader) fill(g *group, now *int64) (int, error) {
 			r.full = true
 			return n, nil
 		}
-		length, kernel, ok, err := g.socket.receive(room)
+		length, kernel, ok, err := g.socket.conn.receive(room)
 		if err != nil {
 			return n, err
 		}
@@ -487,28 +488,34 @@ func (r *Reader) wait() error {
 			}
 		}
 	}
-	fds := r.fds
-	if r.busy(now) {
-		fds = fds[:1]
+	busy := r.busy(now)
+	if busy {
 		until = min(until, now+r.nap)
 	}
 	r.lastDry, r.burst = now, 0
 	r.waits.Store(r.waits.Load() + 1)
-	for i := range fds {
-		fds[i].Revents = 0
-	}
 	wait := int64(time.Hour)
 	if until != never {
 		wait = max(0, min(wait, until-now))
 	}
-	if err := poll(fds, wait, &r.timespec); err != nil {
+	if err := r.sleep(!busy, wait); err != nil {
 		r.failed = fmt.Errorf("ring: %w", err)
 		return r.failed
 	}
+	return nil
+}
+
+// poll waits for Wake, or with all also for datagrams, for at most wait nanoseconds.
+func (r *Reader) poll(all bool, wait int64) error {
+	fds := r.fds
+	if !all {
+		fds = fds[:1]
+	}
+	err := poll(fds, wait, &r.timespec)
 	if fds[0].Revents != 0 {
 		r.event.clear(&r.word)
 	}
-	return nil
+	return err
 }
 
 // busy tells whether datagrams come so fast that a short sleep is better than waiting for
@@ -517,16 +524,17 @@ func (r *Reader) busy(now int64) bool {
 	if r.burst < 2 || now-r.lastDry > 4*napLongest {
 		return false
 	}
-	// What comes during a sleep must not fill the receive buffers by more than a quarter.
+	// What comes during a sleep should be worth waking up for, and must not fill the
+	// receive buffers by more than a quarter.
 	const datagram = 68 << 10
 	least := never
 	for i := range r.groups {
 		least = min(least, r.groups[i].socket.receiveBuffer)
 	}
-	switch filled := r.burst * datagram; {
-	case filled > least/4:
+	switch {
+	case r.burst > napFull || r.burst*datagram > least/4:
 		r.nap = max(napShortest, r.nap/2)
-	case filled < least/16:
+	case r.burst < napFull/2 && r.burst*datagram < least/16:
 		r.nap = min(napLongest, r.nap*2)
 	}
 	return true
@@ -577,7 +585,9 @@ func (r *Reader) Close() error {
 	r.run, r.heap, r.started = nil, r.heap[:0], perRound
 	var errs []error
 	for i := range r.groups {
-		errs = append(errs, r.groups[i].socket.close())
+		if c := r.groups[i].socket.conn; c != nil {
+			errs = append(errs, c.close())
+		}
 	}
 	if r.event.fd >= 0 {
 		r.event.close()
