@@ -295,12 +295,12 @@ func lost(err error) bool {
 // Status codes (draft-ietf-secsh-filexfer-02, section 7; those above 8 are of later
 // drafts, some servers of version 3 use them).
 const (
-	fxFailure        = 4
-	fxBadMessage     = 5
-	fxUnsupported    = 8
-	fxWriteProtect   = 12
-	fxNoSpace        = 14
-	fxQuota          = 15
+	fxFailure      = 4
+	fxBadMessage   = 5
+	fxUnsupported  = 8
+	fxWriteProtect = 12
+	fxNoSpace      = 14
+	fxQuota        = 15
 )
 
 // classify says why a Put failed. OpenSSH tells a full disk only as "Failure": so the
