@@ -194,7 +194,7 @@ func (u usage) busiest(since usage) time.Duration {
 // flood measures one flood of frames, captured from capctl start to capctl stop.
 func (d *capd) flood(frames, length int, cpus []int, flags ...string) (s sample, err error) {
 	s = sample{Reader: strings.Join(append([]string{"capd"}, flags...), " "), Frame: length, Ring: d.ring}
-	s.Command = "capctl start -f request.json " + strings.Join(flags, " ")
+	s.Command = strings.Join(append([]string{"capctl start -f request.json"}, flags...), " ")
 	if err := d.b.rule("udp dport 9 counter drop"); err != nil { // after capd's own chain
 		return s, err
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -53,6 +55,11 @@ func mainError() error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it makes network namespaces and injects frames")
 	}
+	unlock, err := alone()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	bed, err := newBed(*disk)
 	if err != nil {
 		return err
@@ -84,6 +91,26 @@ func mainError() error {
 	fmt.Print(rep.markdown())
 	fmt.Fprintf(os.Stderr, "written to %s: results.md, results.tsv, plot.svg\n", *out)
 	return err
+}
+
+// alone waits until no other benchmark runs on this machine: they would measure each
+// other.
+func alone() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "capd-bench.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		fmt.Fprintln(os.Stderr, "waiting for another benchmark on this machine to end")
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil // the file stays: deleting it would let two in
 }
 
 // all runs rows, and goes on after one that failed.
