@@ -18,7 +18,6 @@ type Table struct {
 	conn     *nftables.Conn
 	links    *links
 	features Features
-	updates  bool // adding an element anew sets its timeout anew (Linux 6.12)
 	tables   [2]owned
 	captures map[string]*capture
 	closed   bool
@@ -93,8 +92,7 @@ func (t *Table) open() error {
 		return t.refused(err)
 	}
 	t.tables[inet].table = table
-	t.updates, err = t.probeUpdates()
-	return err
+	return nil
 }
 
 func ownTable(f family) *nftables.Table {
@@ -118,35 +116,6 @@ func (t *Table) refused(err error) error {
 			name, ErrExists, name, err)
 	}
 	return fmt.Errorf("nft: create table %s: %w", name, err)
-}
-
-// probeUpdates finds out whether adding an element that is there renews its timeout.
-func (t *Table) probeUpdates() (bool, error) {
-	set := newAlive(t.tables[inet].table)
-	old := aliveElements()
-	old[0].Timeout *= 10
-	fail := func(err error) (bool, error) { return false, fmt.Errorf("nft: try a set with timeouts: %w", err) }
-	if err := t.conn.AddSet(set, old); err != nil {
-		return fail(err)
-	}
-	if err := t.conn.Flush(); err != nil {
-		return fail(err)
-	}
-	if err := t.conn.SetAddElements(set, aliveElements()); err != nil {
-		return fail(err)
-	}
-	if err := t.conn.Flush(); err != nil {
-		return fail(err)
-	}
-	now, err := t.conn.GetSetElements(set)
-	if err != nil {
-		return fail(err)
-	}
-	t.conn.DelSet(set)
-	if err := t.conn.Flush(); err != nil {
-		return fail(err)
-	}
-	return len(now) == 1 && now[0].Timeout == RenewTimeout, nil
 }
 
 // Features gives what Open found out about the kernel.
@@ -176,9 +145,10 @@ func (t *Table) renew() error {
 		if o.alive == nil {
 			continue
 		}
-		if !t.updates {
-			t.conn.FlushSet(o.alive)
-		}
+		// Out and in again, in one transaction: adding an element that is there leaves its
+		// expiry as it was (seen on Linux 6.18), and the library cannot send the attribute
+		// that would renew it.
+		t.conn.FlushSet(o.alive)
 		if err := t.conn.SetAddElements(o.alive, aliveElements()); err != nil {
 			return fmt.Errorf("nft: renew the dead-man switch: %w", err)
 		}
