@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"capd/ctl/wire"
 )
@@ -197,6 +198,9 @@ func reasonOf(err error) (Reason, string) {
 	return ReasonUnknown, ""
 }
 
+// maxText is the most bytes of a foreign text that are repeated.
+const maxText = 500
+
 // plain is an error's text without the layers that say nothing to a person.
 func plain(err error) string {
 	var (
@@ -218,6 +222,14 @@ func plain(err error) string {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection was closed"
 	}
-	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, err.Error())
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
 	return strings.TrimPrefix(strings.TrimPrefix(text, "tls: "), "ssh: ")
 }
