@@ -97,7 +97,7 @@ type Repaired struct {
 type Writer struct {
 	opt       Options
 	blockSize int
-	free      chan []byte
+	free      *blocks
 	ops       chan op
 	scratch   []byte
 	done      chan struct{}
@@ -160,11 +160,8 @@ func NewWriter(opt Options) (*Writer, error) {
 	if n < 2 {
 		return nil, fmt.Errorf("spool writer: %d bytes of memory hold fewer than two blocks", len(opt.Memory))
 	}
-	w.free = make(chan []byte, n)
+	w.free = newBlocks(opt.Memory, w.blockSize)
 	w.ops = make(chan op, n+4)
-	for i := range n {
-		w.free <- opt.Memory[i*w.blockSize : (i+1)*w.blockSize : (i+1)*w.blockSize]
-	}
 	w.open()
 	if err := w.seg.create(); err != nil {
 		return nil, err
@@ -193,7 +190,7 @@ func (w *Writer) Err() error {
 func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
 
 // Behind tells that more than half of the write blocks wait for the disk.
-func (w *Writer) Behind() bool { return 2*len(w.free) < cap(w.free) }
+func (w *Writer) Behind() bool { return w.free.scarce() }
 
 // Encoded tells whether the current segment's bytes are compressed or sealed.
 func (w *Writer) Encoded() bool { return w.seg.encode != nil }
@@ -214,7 +211,7 @@ func (w *Writer) Name() string { return w.seg.Name }
 // It waits for the disk when every write block is full.
 func (w *Writer) Reserve(n int) []byte {
 	if w.block == nil {
-		w.block = <-w.free
+		w.block = w.free.take()
 		w.fill, w.flushed = 0, 0
 	}
 	w.reserved = n
@@ -242,7 +239,7 @@ func (w *Writer) Commit() {
 	rest := w.scratch[:n]
 	for len(rest) > 0 {
 		if w.block == nil {
-			w.block = <-w.free
+			w.block = w.free.take()
 			w.fill, w.flushed = 0, 0
 		}
 		c := copy(w.block[w.fill:], rest)
@@ -361,7 +358,7 @@ func (w *Writer) run() {
 			sectorPool.Put(o.tail)
 		}
 		if o.block != nil {
-			w.free <- o.block
+			w.free.give(o.block)
 		}
 	}
 	closing.Wait()
