@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -97,6 +98,12 @@ func queueOf(t *testing.T, answer func(ctx context.Context, p Put) (Result, erro
 	}
 }
 
+// pass lets time pass, and then everything come to rest.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func TestQueueDeliversInOrderAFewAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q, fake, u, add := queueOf(t, func(context.Context, Put) (Result, error) {
@@ -108,7 +115,7 @@ func TestQueueDeliversInOrderAFewAtOnce(t *testing.T) {
 			add("soc", fmt.Sprint(i))
 			want = append(want, fmt.Sprint(i))
 		}
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		if fake.most["soc"] != DefaultConcurrency {
 			t.Errorf("%d at once", fake.most["soc"])
 		}
@@ -135,7 +142,7 @@ func TestQueueAsksForTheConcurrencyInForce(t *testing.T) {
 		for i := range 20 {
 			add("soc", fmt.Sprint(i))
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if fake.most["soc"] != 5 {
 			t.Errorf("%d at once", fake.most["soc"])
 		}
@@ -154,7 +161,7 @@ func TestQueueTriesAgainWithGrowingPauses(t *testing.T) {
 			return Result{}, Fail(ReasonCorrupt, nil, "changed on the way")
 		})
 		add("soc", "1")
-		time.Sleep(2 * time.Hour)
+		pass(2 * time.Hour)
 		if len(at) != 14 {
 			t.Fatalf("%d tries", len(at))
 		}
@@ -205,7 +212,7 @@ func TestOneDeadDestinationHoldsUpNoOther(t *testing.T) {
 				t.Errorf("w%d: %s", i, got)
 			}
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		total := 0
 		for i := range 50 {
 			total += fake.tried(fmt.Sprint("d", i))
@@ -218,10 +225,10 @@ func TestOneDeadDestinationHoldsUpNoOther(t *testing.T) {
 
 func TestADestinationThatIsWellAgainGetsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		well := false
+		var well atomic.Bool
 		_, fake, u, add := queueOf(t, func(context.Context, Put) (Result, error) {
 			time.Sleep(time.Second)
-			if !well {
+			if !well.Load() {
 				return Result{}, Fail(ReasonConnect, nil, "nobody answers")
 			}
 			return Result{}, nil
@@ -229,9 +236,9 @@ func TestADestinationThatIsWellAgainGetsEverything(t *testing.T) {
 		for i := range 10 {
 			add("soc", fmt.Sprint(i))
 		}
-		time.Sleep(time.Minute)
-		well = true
-		time.Sleep(10 * time.Minute)
+		pass(time.Minute)
+		well.Store(true)
+		pass(10 * time.Minute)
 		for i := range 10 {
 			if told := u.of(fmt.Sprint(i)); told[len(told)-1].State != StateDelivered {
 				t.Errorf("%d: %s", i, u.states(fmt.Sprint(i)))
@@ -245,20 +252,21 @@ func TestADestinationThatIsWellAgainGetsEverything(t *testing.T) {
 
 func TestAPermanentFailureWaitsForRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		q, fake, u, add := queueOf(t, func(context.Context, Put) (Result, error) {
-			if fail {
+			if fail.Load() {
 				return Result{}, Fail(ReasonExists, nil, "there")
 			}
 			return Result{}, nil
 		})
 		add("soc", "1")
 		add("soc", "2")
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		if fake.tried("1") != 1 || fake.tried("2") != 1 || u.states("1") != "sending/1 failed/1 " {
 			t.Errorf("tried %v, told %s", fake.tries, u.states("1"))
 		}
-		fail = false
+		fail.Store(false)
 		if !q.Retry("1") || q.Retry("nobody") {
 			t.Error("Retry tells wrongly whether there is a job")
 		}
@@ -271,10 +279,11 @@ func TestAPermanentFailureWaitsForRetry(t *testing.T) {
 
 func TestAWrongKeyIsNotTriedAHundredTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		q, fake, u, add := queueOf(t, func(context.Context, Put) (Result, error) {
 			time.Sleep(time.Second)
-			if fail {
+			if fail.Load() {
 				return Result{}, Fail(ReasonCredentials, nil, "not accepted")
 			}
 			return Result{}, nil
@@ -282,7 +291,7 @@ func TestAWrongKeyIsNotTriedAHundredTimes(t *testing.T) {
 		for i := range 100 {
 			add("soc", fmt.Sprint(i))
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if len(fake.order) > DefaultConcurrency {
 			t.Errorf("the wrong key was tried %d times", len(fake.order))
 		}
@@ -292,11 +301,11 @@ func TestAWrongKeyIsNotTriedAHundredTimes(t *testing.T) {
 				t.Errorf("%d: %s", i, u.states(fmt.Sprint(i)))
 			}
 		}
-		fail = false
+		fail.Store(false)
 		for i := range 100 {
 			q.Retry(fmt.Sprint(i))
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		for i := range 100 {
 			if told := u.of(fmt.Sprint(i)); told[len(told)-1].State != StateDelivered {
 				t.Errorf("%d: %s", i, u.states(fmt.Sprint(i)))
@@ -311,7 +320,7 @@ func TestRetryCutsAWaitShort(t *testing.T) {
 			return Result{}, Fail(ReasonConnect, nil, "nobody answers")
 		})
 		add("soc", "1")
-		time.Sleep(30 * time.Minute)
+		pass(30 * time.Minute)
 		before := fake.tried("1")
 		q.Retry("1")
 		synctest.Wait()
@@ -328,9 +337,9 @@ func TestRetryDuringATryGivesOneMore(t *testing.T) {
 			return Result{}, Fail(ReasonExists, nil, "there")
 		})
 		add("soc", "1")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		q.Retry("1")
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if fake.tried("1") != 2 || u.states("1") != "sending/1 failed/1 sending/2 failed/2 " {
 			t.Errorf("tried %d times, told %s", fake.tried("1"), u.states("1"))
 		}
@@ -369,7 +378,7 @@ func TestForgetEndsATryAndWaitsForIt(t *testing.T) {
 		if err := q.Forget(short, "1"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if fake.tried("2") != 1 || q.Retry("1") || q.Retry("3") {
 			t.Error("what was forgotten is still there, or what was not has not begun")
 		}
@@ -410,7 +419,7 @@ func TestAFileThatIsGoneFailsForGood(t *testing.T) {
 		q, fake, u, _ := queueOf(t, func(context.Context, Put) (Result, error) { return Result{}, nil })
 		q.Enqueue(Job{Key: "1", Put: Put{Destination: "soc"}, Open: func() (*os.File, error) { return os.Open("/does/not/exist") },
 			Changed: func(up Update) { u.mu.Lock(); u.all["1"] = append(u.all["1"], up); u.mu.Unlock() }})
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if u.states("1") != "sending/1 failed/1 " || len(fake.order) != 0 {
 			t.Errorf("told %s", u.states("1"))
 		}
