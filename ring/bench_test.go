@@ -146,7 +146,8 @@ func (w *pathWriter) step(r *Reader) error {
 	if !ok {
 		return errors.New("no frame")
 	}
-	w.e = pcapng.Packet{Time: w.p.Time, Head: head, Body: body, Original: original, Flags: uint32(w.p.Direction()), Dropped: w.p.Dropped}
+	e := &w.e
+	e.Time, e.Head, e.Body, e.Original, e.Flags, e.Dropped = w.p.Time, head, body, original, uint32(w.p.Direction()), w.p.Dropped
 	size := w.e.Size()
 	if w.fill+size > len(w.block) {
 		w.fill = 0

@@ -85,13 +85,26 @@ type numbered struct {
 type decoder struct {
 	prefix []byte // with its NUL; nil = every prefix
 	limit  int    // bytes of payload from which on a packet may have been cut
+	cache  layoutCache
 }
 
 // decode reads one packet message (what follows the netlink header) into p. All of p is
-// set except Dropped and Group; a packet without a kernel stamp leaves Time as it was. The
+// set except Dropped and Group, which are undefined; a packet without a kernel stamp leaves Time as it was. The
 // sequence number is given whenever it can be read, also from a message that is malformed
 // or foreign. No length in the message is trusted.
 func (d *decoder) decode(b []byte, p *Packet) (verdict, numbered) {
+	if n, ok := d.cache.find(d, b, p); ok {
+		return good, n
+	}
+	v, n := d.walk(b, p)
+	if v == good {
+		d.cache.learn(b, p)
+	}
+	return v, n
+}
+
+// walk is decode by going from attribute to attribute.
+func (d *decoder) walk(b []byte, p *Packet) (verdict, numbered) {
 	var n numbered
 	if len(b) < nfgenHeader {
 		return malformed, n
@@ -226,8 +239,5 @@ func (t *VLAN) decode(b []byte) bool {
 	return true
 }
 
-// reset forgets the packet before, except its Time, Dropped and Group, which the caller
-// sets.
-func (p *Packet) reset() {
-	*p = Packet{Time: p.Time, Dropped: p.Dropped, Group: p.Group}
-}
+// reset forgets the packet before, except its Time.
+func (p *Packet) reset() { *p = Packet{Time: p.Time} }

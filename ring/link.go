@@ -1,7 +1,5 @@
 package ring
 
-import "encoding/binary"
-
 // LinkType is a link-layer header type of a capture file
 // (https://www.tcpdump.org/linktypes.html).
 type LinkType uint16
@@ -73,7 +71,7 @@ func (p *Packet) Frame(link LinkType, scratch *[MaxHead]byte) (head, body []byte
 	case LinkRaw:
 		protocol := p.Protocol
 		for (protocol == etherVLAN || protocol == etherQinQ) && len(body) >= 4 {
-			protocol, body = binary.BigEndian.Uint16(body[2:]), body[4:]
+			protocol, body = be.Uint16(body[2:]), body[4:]
 		}
 		if len(body) == 0 || protocol != etherIPv4 && protocol != etherIPv6 {
 			return nil, nil, 0, false
@@ -92,8 +90,15 @@ func (p *Packet) Frame(link LinkType, scratch *[MaxHead]byte) (head, body []byte
 	return head, body, uint32(len(head) + n), true
 }
 
-// sll2 writes the header that libpcap's LINKTYPE_LINUX_SLL2 page describes.
+// sll2 writes the header that libpcap's LINKTYPE_LINUX_SLL2 page describes: protocol and
+// two reserved bytes, interface index, hardware type, packet type, address length, address.
 func (p *Packet) sll2(body []byte, s *[MaxHead]byte) []byte {
+	direction := p.Direction()
+	l2 := p.l2()
+	kind := uint64(outgoing)
+	if direction != Outbound {
+		kind = uint64(p.packetType(l2, body))
+	}
 	hwType := p.HWType
 	if !p.HasHWType {
 		hwType = hwNone
@@ -101,21 +106,20 @@ func (p *Packet) sll2(body []byte, s *[MaxHead]byte) []byte {
 	n, protocol := sll2Header, p.Protocol
 	if p.VLAN.Present {
 		n, protocol = sll2Header+4, p.VLAN.Protocol
-		binary.BigEndian.PutUint16(s[20:], p.VLAN.TCI)
-		binary.BigEndian.PutUint16(s[22:], p.Protocol)
+		be.PutUint16(s[20:], p.VLAN.TCI)
+		be.PutUint16(s[22:], p.Protocol)
 	}
-	binary.BigEndian.PutUint32(s[0:], uint32(protocol)<<16)
-	binary.BigEndian.PutUint32(s[4:], p.Interface())
-	binary.BigEndian.PutUint16(s[8:], hwType)
-	s[10] = p.packetType(body)
-	source := p.source()
-	s[11] = uint8(len(source))
-	if len(source) == 6 { // the length is known: no call of memmove
-		*(*[6]byte)(s[12:]) = [6]byte(source)
-		s[18], s[19] = 0, 0
-	} else {
-		clear(s[12+copy(s[12:20], source) : 20])
+	be.PutUint64(s[0:], uint64(protocol)<<48|uint64(p.device(direction)))
+	if l2 != nil {
+		source := (*[6]byte)(l2[6:])
+		be.PutUint64(s[8:], uint64(hwType)<<48|kind<<40|6<<32|uint64(be.Uint32(source[0:])))
+		be.PutUint32(s[16:], uint32(be.Uint16(source[4:]))<<16)
+		return s[:n]
 	}
+	source := p.HWAddr[:min(len(p.HWAddr), 8)]
+	be.PutUint64(s[8:], uint64(hwType)<<48|kind<<40|uint64(len(source))<<32)
+	be.PutUint32(s[16:], 0)
+	copy(s[12:20], source)
 	return s[:n]
 }
 
@@ -130,31 +134,21 @@ func (p *Packet) l2() []byte {
 	return nil
 }
 
-// source is the sender's link-layer address, at most 8 bytes.
-func (p *Packet) source() []byte {
-	if h := p.l2(); h != nil {
-		return h[6:12]
-	}
-	return p.HWAddr[:min(len(p.HWAddr), 8)]
-}
-
-// packetType tells for whom a packet is.
-func (p *Packet) packetType(body []byte) uint8 {
-	if p.Direction() == Outbound {
-		return outgoing
-	}
-	if h := p.l2(); h != nil {
+// packetType tells for whom a packet that does not go out is, by its link-layer header if
+// there is one.
+func (p *Packet) packetType(l2, body []byte) uint8 {
+	if len(l2) >= 6 {
 		switch {
-		case h[0]&1 == 0:
+		case l2[0]&1 == 0:
 			return toHost
-		case h[0]&h[1]&h[2]&h[3]&h[4]&h[5] == 0xff:
+		case l2[0]&l2[1]&l2[2]&l2[3]&l2[4]&l2[5] == 0xff:
 			return toBroadcast
 		}
 		return toMulticast
 	}
 	switch {
 	case p.Protocol == etherIPv4 && len(body) >= 20:
-		switch d := binary.BigEndian.Uint32(body[16:]); {
+		switch d := be.Uint32(body[16:]); {
 		case d == 0xffffffff:
 			return toBroadcast
 		case d>>28 == 0xe:
@@ -171,7 +165,7 @@ func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
 	h := p.L2Header
 	if len(h) != etherHeader {
 		h = p.HWHeader
-		if len(h) != etherHeader || !p.HasHWType || binary.BigEndian.Uint16(h[12:]) != p.Protocol {
+		if len(h) != etherHeader || !p.HasHWType || be.Uint16(h[12:]) != p.Protocol {
 			return nil, false
 		}
 	}
@@ -182,8 +176,8 @@ func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
 		return h, true
 	}
 	copy(s[:12], h)
-	binary.BigEndian.PutUint16(s[12:], p.VLAN.Protocol)
-	binary.BigEndian.PutUint16(s[14:], p.VLAN.TCI)
+	be.PutUint16(s[12:], p.VLAN.Protocol)
+	be.PutUint16(s[14:], p.VLAN.TCI)
 	copy(s[16:18], h[12:14])
 	return s[:18], true
 }
@@ -196,15 +190,15 @@ func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
 func wireLength(protocol uint16, b []byte) int {
 	at := 0
 	for (protocol == etherVLAN || protocol == etherQinQ) && len(b) >= at+4 {
-		protocol = binary.BigEndian.Uint16(b[at+2:])
+		protocol = be.Uint16(b[at+2:])
 		at += 4
 	}
 	l3, n := b[at:], 0
 	switch {
 	case protocol == etherIPv4 && len(l3) >= 4 && l3[0]>>4 == 4:
-		n = int(binary.BigEndian.Uint16(l3[2:]))
+		n = int(be.Uint16(l3[2:]))
 	case protocol == etherIPv6 && len(l3) >= 6 && l3[0]>>4 == 6:
-		if n = int(binary.BigEndian.Uint16(l3[4:])); n > 0 {
+		if n = int(be.Uint16(l3[4:])); n > 0 {
 			n += 40
 		} else if jumbo := jumboPayload(l3); jumbo > 0 {
 			n = 40 + jumbo
@@ -225,7 +219,7 @@ func jumboPayload(b []byte) int {
 		case kind == 0: // Pad1 is one byte
 			options = options[1:]
 		case kind == 0xc2 && n == 4 && len(options) >= 6:
-			return int(min(binary.BigEndian.Uint32(options[2:]), 1<<31-64))
+			return int(min(be.Uint32(options[2:]), 1<<31-64))
 		case 2+n > len(options):
 			return 0
 		default:

@@ -108,8 +108,10 @@ func (p *Packet) Direction() Direction {
 
 // Interface is the index of the device that the packet is attributed to: the one it
 // leaves by where it goes out, else the one it came in by.
-func (p *Packet) Interface() uint32 {
-	if p.Direction() == Outbound && p.Out != 0 {
+func (p *Packet) Interface() uint32 { return p.device(p.Direction()) }
+
+func (p *Packet) device(d Direction) uint32 {
+	if d == Outbound && p.Out != 0 {
 		return p.Out
 	}
 	if p.In != 0 {

@@ -52,8 +52,10 @@ type Reader struct {
 	word     [8]byte
 	base     time.Time // where the monotonic clock starts
 	deadline int64     // on the monotonic clock
-	lastDry  int64     // when the sockets were last found empty
-	burst    int       // datagrams since then
+	burst    int       // datagrams since the last wait
+	arrived  int       // datagrams since measured
+	measured int64     // monotonic time
+	crowd    bool      // they come fast
 	nap      int64     // how long to sleep when busy
 
 	draining bool
@@ -80,6 +82,8 @@ const (
 	// it is not woken for every datagram.
 	napLongest  = int64(2 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
+	// napFrom is the rate in datagrams/s at which sleeping pays.
+	napFrom = 1500
 	// napFull is how many datagrams a sleep should gather at most.
 	napFull = 16
 )
@@ -492,7 +496,7 @@ func (r *Reader) wait() error {
 	if busy {
 		until = min(until, now+r.nap)
 	}
-	r.lastDry, r.burst = now, 0
+	r.burst = 0
 	r.waits.Store(r.waits.Load() + 1)
 	wait := int64(time.Hour)
 	if until != never {
@@ -505,23 +509,33 @@ func (r *Reader) wait() error {
 	return nil
 }
 
-// poll waits for Wake, or with all also for datagrams, for at most wait nanoseconds.
+// poll waits for at most wait nanoseconds: for Wake and datagrams, or without all only
+// for Wake and for the groups whose packets' timestamps depend on it.
 func (r *Reader) poll(all bool, wait int64) error {
-	fds := r.fds
-	if !all {
-		fds = fds[:1]
+	for i := range r.groups {
+		fd := &r.fds[1+i].Fd
+		t := &r.groups[i].tuning
+		if listen := all || t.class == Clocked && t.prompt; listen != (*fd >= 0) {
+			*fd = ^*fd // a negative descriptor is ignored
+		}
 	}
-	err := poll(fds, wait, &r.timespec)
-	if fds[0].Revents != 0 {
+	r.fds[0].Revents = 0
+	err := poll(r.fds, wait, &r.timespec)
+	if r.fds[0].Revents != 0 {
 		r.event.clear(&r.word)
 	}
 	return err
 }
 
-// busy tells whether datagrams come so fast that a short sleep is better than waiting for
-// the next: several came since the last wait. It sets how long to sleep.
+// busy tells whether datagrams come so fast that sleeping for a short while is better
+// than being woken by each. It sets how long to sleep.
 func (r *Reader) busy(now int64) bool {
-	if r.burst < 2 || now-r.lastDry > 4*napLongest {
+	r.arrived += r.burst
+	if length := now - r.measured; length >= int64(10*time.Millisecond) {
+		r.crowd = int64(r.arrived)*int64(time.Second)/length >= napFrom
+		r.measured, r.arrived = now, 0
+	}
+	if !r.crowd {
 		return false
 	}
 	// What comes during a sleep should be worth waking up for, and must not fill the

@@ -264,13 +264,20 @@ func (i *Interface) Append(b []byte) []byte {
 }
 
 // packetHeader is the length of an enhanced packet block before its data.
-const packetHeader = 28
+const (
+	packetHeader = 28
+	sll2Length   = 20 // of a Linux cooked v2 header
+)
 
 // Size is the length of the enhanced packet block in bytes.
 func (p *Packet) Size() int {
-	n := 0
+	n := packetHeader + pad(len(p.Head)+len(p.Body)) + 4
+	if p.Flags == 0 && p.Dropped == 0 && p.Comment == "" {
+		return n
+	}
+	n += 4 // the end of the options
 	if p.Flags != 0 {
-		n = 8
+		n += 8
 	}
 	if p.Dropped != 0 {
 		n += 12
@@ -278,7 +285,7 @@ func (p *Packet) Size() int {
 	if p.Comment != "" {
 		n += textSize(p.Comment)
 	}
-	return packetHeader + pad(len(p.Head)+len(p.Body)) + optionsSize(n) + 4
+	return n
 }
 
 // Append adds an enhanced packet block to b (section 4.3).
@@ -308,7 +315,12 @@ func (p *Packet) put(block []byte) {
 	le.PutUint32(block[20:], uint32(n))
 	le.PutUint32(block[24:], p.Original)
 	o := block[packetHeader+pad(n):]
-	copy(block[packetHeader:], p.Head)
+	if len(p.Head) == sll2Length && len(block) >= packetHeader+sll2Length {
+		// The length that nearly all have: copied without a call.
+		*(*[sll2Length]byte)(block[packetHeader:]) = [sll2Length]byte(p.Head)
+	} else {
+		copy(block[packetHeader:], p.Head)
+	}
 	copy(block[packetHeader+len(p.Head):], p.Body)
 	if p.Flags == 0 && p.Dropped == 0 && p.Comment == "" {
 		le.PutUint32(o, uint32(len(block)))
