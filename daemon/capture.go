@@ -113,6 +113,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	out, err := spool.NewWriter(spool.Options{
 		Dir: d.spool.Folder(c.id), Segment: seal.segments(p.request.Format),
 		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
+		Admit: d.admitBytes, Release: d.spool.Release,
 		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
 	})
 	if err != nil {
@@ -316,6 +317,7 @@ func (c *capture) finishLocked() {
 	if rec.Error != nil {
 		rec.Status = wire.StatusFailed
 	}
+	c.d.expireLater(c, rec.Completed.Time)
 }
 
 // snapshot is the capture as it is now; while it runs, with the kernel's counters.

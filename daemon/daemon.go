@@ -62,9 +62,11 @@ func (d *Daemon) Start(ctx context.Context, req wire.StartRequest, who wire.Requ
 		return wire.Capture{}, err
 	}
 	defer release()
-	if err := d.spaceForStart(); err != nil {
-		return wire.Capture{}, err
+	if err := d.admitBytes(1); err != nil {
+		return wire.Capture{}, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(),
+			Hint: "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
 	}
+	d.spool.Release(1)
 	submitted := now()
 	if p.request.Destination != "" && *p.request.Check {
 		if err := d.preflight(ctx, p.request.Destination); err != nil {
@@ -160,20 +162,6 @@ func (c *capture) takes(name string) bool {
 
 func finished(status string) bool {
 	return status == wire.StatusComplete || status == wire.StatusFailed
-}
-
-// spaceForStart refuses a capture where the spool's file system has no room to spare.
-func (d *Daemon) spaceForStart() error {
-	total, free, err := d.spool.Space()
-	if err != nil {
-		return startProblem(err)
-	}
-	if keep := int64(d.config().Limits.MinFreeSpace.Of(wire.Size(total))); free <= keep {
-		return &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace,
-			Message: fmt.Sprintf("only %s are free for captures on this box, and limits.min_free_space keeps %s", wire.Size(free), wire.Size(keep)),
-			Hint:    "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
-	}
-	return nil
 }
 
 // find resolves an id, an unambiguous prefix of one (4 characters or more), or a name.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -146,7 +147,7 @@ func (e *engine) packet(p *ring.Packet) {
 // whether it did: a packet that the link type cannot express, or that comes when a limit
 // is reached, is discarded.
 func (e *engine) keep(p *ring.Packet) bool {
-	if err := e.out.Err(); err != nil {
+	if err := cmp.Or(e.out.Err(), e.out.Full()); err != nil {
 		e.end(writeFailure(err))
 		return false
 	}

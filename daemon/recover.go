@@ -29,6 +29,8 @@ func (d *Daemon) recover() error {
 		rc := &c.record.Capture
 		if rc.Status == wire.StatusPending || rc.Status == wire.StatusRunning {
 			c.interrupted()
+		} else if finished(rc.Status) && rc.Completed != nil {
+			d.expireLater(c, rc.Completed.Time)
 		}
 		d.captures[id] = c
 	}, func(id string, err error) {

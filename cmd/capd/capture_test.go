@@ -246,6 +246,30 @@ func TestLimitsAreExact(t *testing.T) {
 	})
 }
 
+// A full spool ends the capture with a whole file, and says so.
+func TestSpoolSizeEndsACapture(t *testing.T) {
+	p := testbed.NewPair(t)
+	const size = 20e6
+	d := testbed.StartDaemon(t, p.B, "[limits]\nspool_size = \"20mb\"\n")
+	id := d.Must("start", "--hook", "prerouting", "--segment-size", "5mb")
+	if _, err := testbed.Inject(p.B, testbed.InjectOptions{Interface: "vb", Count: 40000, Length: 1400, Rate: 100000}); err != nil {
+		t.Fatal(err)
+	}
+	c := d.Await(id, "ended", func(c wire.Capture) bool { return c.Status != wire.StatusRunning })
+	checkCounts(t, c)
+	if c.StopReason != wire.StopNoSpace || c.Error == nil || c.Error.Code != wire.CodeNoSpace || !strings.Contains(c.Error.Message, "spool_size") {
+		t.Errorf("%s: %+v", c.StopReason, c.Error)
+	}
+	if c.Bytes.Written == 0 || c.Bytes.Written > size {
+		t.Errorf("%d bytes are in a spool of %d", c.Bytes.Written, int64(size))
+	}
+	for i, path := range files(t, d, id) {
+		judgeFile(t, path, c.Files[i].Packets)
+	}
+	d.Must("rm", id)
+	d.Must("start") // there is room again
+}
+
 func TestSamplingAndSnaplen(t *testing.T) {
 	p := testbed.NewPair(t)
 	d := testbed.StartDaemon(t, p.B, "")

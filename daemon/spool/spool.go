@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -24,6 +25,7 @@ import (
 type Spool struct {
 	records  string
 	segments string
+	used     atomic.Int64 // bytes in segments, as admitted and not given back
 }
 
 // idPattern is what a capture's id looks like; nothing else is ever joined to a path.
@@ -41,8 +43,39 @@ func Open(stateDir, segmentDir string) (*Spool, error) {
 			return nil, fmt.Errorf("make state folder: %w", err)
 		}
 	}
+	used, err := s.usage()
+	if err != nil {
+		return nil, fmt.Errorf("measure the spool: %w", err)
+	}
+	s.used.Store(used)
 	return s, nil
 }
+
+// ErrFull is why Admit refuses; it is an ENOSPC too.
+var ErrFull = fmt.Errorf("the spool is full: %w", syscall.ENOSPC)
+
+// Admit grants a segment n more bytes, unless the spool would then hold more than size
+// bytes or its file system have less than keep bytes free.
+func (s *Spool) Admit(n, size, keep int64) error {
+	if used := s.used.Add(n); used > size {
+		s.used.Add(-n)
+		return fmt.Errorf("%w: it holds %d bytes of the %d that limits.spool_size allows", ErrFull, used-n, size)
+	}
+	if _, free, err := s.Space(); err != nil || free-n < keep {
+		s.used.Add(-n)
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: its file system has %d bytes free, and limits.min_free_space keeps %d", ErrFull, free, keep)
+	}
+	return nil
+}
+
+// Release gives back what Admit granted and is not on the disk, or not any more.
+func (s *Spool) Release(n int64) { s.used.Add(-n) }
+
+// Used is what segments take, in bytes, with what they were granted and have not filled.
+func (s *Spool) Used() int64 { return s.used.Load() }
 
 // Folder is the capture's folder for segments. It need not exist.
 func (s *Spool) Folder(id string) string { return filepath.Join(s.segments, id) }
@@ -73,15 +106,28 @@ func (s *Spool) RemoveFile(id, name string) error {
 	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
 		return fmt.Errorf("file %q: %w", name, fs.ErrNotExist)
 	}
-	if err := os.Remove(filepath.Join(s.Folder(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(s.Folder(id), name)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
 		return fmt.Errorf("remove from spool: %w", err)
 	}
+	s.Release(info.Size())
 	return syncDir(s.Folder(id))
 }
 
 // WriteFile puts a small file beside a capture's segments, whole or not at all.
 func (s *Spool) WriteFile(id, name string, data []byte) error {
-	return writeWhole(filepath.Join(s.Folder(id), name), data)
+	err := writeWhole(filepath.Join(s.Folder(id), name), data)
+	if err == nil {
+		s.used.Add(int64(len(data)))
+	}
+	return err
 }
 
 // RemoveCapture deletes a capture's folder with all that is in it, and its record.
@@ -102,6 +148,15 @@ func (s *Spool) RemoveCapture(id string) error {
 func (s *Spool) RemoveFolder(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	names, err := s.Files(id)
+	if err != nil {
+		return fmt.Errorf("remove spool folder: %w", err)
+	}
+	for _, name := range names {
+		if info, err := os.Stat(filepath.Join(s.Folder(id), name)); err == nil {
+			s.Release(info.Size())
+		}
 	}
 	if err := os.RemoveAll(s.Folder(id)); err != nil {
 		return fmt.Errorf("remove spool folder: %w", err)
@@ -183,23 +238,18 @@ func LoadRecords[T any](s *Spool, each func(id string, record *T), bad func(id s
 	return nil
 }
 
-// Usage is what the segments take on the disk, in bytes.
-func (s *Spool) Usage() (int64, error) {
+// usage measures what the segments take, in bytes.
+func (s *Spool) usage() (int64, error) {
 	var total int64
 	err := filepath.WalkDir(s.segments, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return ignoreGone(err)
 		}
 		info, err := d.Info()
-		if err != nil {
-			return ignoreGone(err)
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			total += st.Blocks * 512
-		} else {
+		if err == nil {
 			total += info.Size()
 		}
-		return nil
+		return ignoreGone(err)
 	})
 	return total, err
 }

@@ -56,6 +56,10 @@ type Options struct {
 	Memory []byte
 	// SegmentSize is the expected length of a segment in bytes, for preallocation.
 	SegmentSize int64
+	// Admit is asked before each block of n bytes; its error is what Full gives from then
+	// on. Release gives back what of it a finished segment did not need. Both may be nil.
+	Admit   func(n int64) error
+	Release func(n int64)
 	// Finished is called once for each segment, in order, when the file has its final
 	// length and is on stable storage. It runs on a goroutine of the Writer.
 	Finished func(Segment)
@@ -112,6 +116,7 @@ type Writer struct {
 	flushed  int    // bytes of block that a Flush has handed over, whole sectors
 	seg      *segment
 	number   int
+	full     error
 	dirty    bool // bytes since the last Flush
 	reserved int
 }
@@ -119,6 +124,7 @@ type Writer struct {
 // segment is one file under way. The producer counts; the disk goroutine owns the file.
 type segment struct {
 	Segment
+	admitted        int64 // bytes that Admit has granted; the producer's until the segment is finished
 	firstNS, lastNS int64 // timestamps so far, nanoseconds since the epoch
 
 	path   string
@@ -186,6 +192,10 @@ func (w *Writer) Err() error {
 	return nil
 }
 
+// Full tells why there is no room for another packet, or nil: Admit has refused a block.
+// What was committed is written all the same, and so is what ends the file.
+func (w *Writer) Full() error { return w.full }
+
 // Size is the length of the current segment so far, in bytes.
 func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
 
@@ -211,8 +221,7 @@ func (w *Writer) Name() string { return w.seg.Name }
 // It waits for the disk when every write block is full.
 func (w *Writer) Reserve(n int) []byte {
 	if w.block == nil {
-		w.block = w.free.take()
-		w.fill, w.flushed = 0, 0
+		w.takeBlock()
 	}
 	w.reserved = n
 	if n <= len(w.block)-w.fill {
@@ -223,6 +232,16 @@ func (w *Writer) Reserve(n int) []byte {
 		w.scratch = make([]byte, max(n, 256<<10))
 	}
 	return w.scratch[:n:n]
+}
+
+// takeBlock makes a free block the current one.
+func (w *Writer) takeBlock() {
+	if w.opt.Admit != nil && w.full == nil {
+		if w.full = w.opt.Admit(int64(w.blockSize)); w.full == nil {
+			w.seg.admitted += int64(w.blockSize)
+		}
+	}
+	w.block, w.fill, w.flushed = w.free.take(), 0, 0
 }
 
 // Commit adds the reserved bytes to the segment.
@@ -239,8 +258,7 @@ func (w *Writer) Commit() {
 	rest := w.scratch[:n]
 	for len(rest) > 0 {
 		if w.block == nil {
-			w.block = w.free.take()
-			w.fill, w.flushed = 0, 0
+			w.takeBlock()
 		}
 		c := copy(w.block[w.fill:], rest)
 		rest, w.fill = rest[c:], w.fill+c
@@ -347,6 +365,9 @@ func (w *Writer) run() {
 				s := o.seg.close(o.length, w.opt.Repair)
 				if s.Err != nil {
 					w.fail(s.Err)
+				}
+				if w.opt.Release != nil {
+					w.opt.Release(o.seg.admitted - s.Bytes)
 				}
 				if wait != nil {
 					<-wait
