@@ -51,7 +51,7 @@ func fileSystem(dir string) string {
 		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
 		unix.TMPFS_MAGIC: "tmpfs (no disk!)", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
 	}
-	if kind := kinds[int64(st.Type)]; kind != "" { //nolint:unconvert // int32 on 32-bit machines
+	if kind := kinds[int64(st.Type)]; kind != "" {
 		return kind
 	}
 	return fmt.Sprintf("file system %#x", st.Type)
