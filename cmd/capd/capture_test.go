@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +13,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/pcapgo"
 
 	"capd/ctl/wire"
 	"capd/testbed"
@@ -62,6 +67,42 @@ func judgeFile(t *testing.T, path string, packets uint64) {
 	}
 	if n := len(testbed.Tcpdump(t, path)); uint64(n) != packets {
 		t.Errorf("tcpdump -r counts %d packets, want %d", n, packets)
+	}
+	if n, err := gopacketCount(path); err != nil || n != packets {
+		t.Errorf("gopacket counts %d packets, want %d (%v)", n, packets, err)
+	}
+}
+
+// gopacketCount reads a file with gopacket's own readers.
+func gopacketCount(path string) (n uint64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var r interface {
+		ReadPacketData() ([]byte, gopacket.CaptureInfo, error)
+	}
+	if filepath.Ext(path) == ".pcap" {
+		r, err = pcapgo.NewReader(f)
+	} else {
+		r, err = pcapgo.NewNgReader(f, pcapgo.DefaultNgReaderOptions)
+	}
+	if err != nil {
+		return 0, err
+	}
+	for {
+		_, info, err := r.ReadPacketData()
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		if info.CaptureLength > info.Length {
+			return n, fmt.Errorf("packet %d: %d bytes of %d", n, info.CaptureLength, info.Length)
+		}
+		n++
 	}
 }
 
@@ -427,6 +468,41 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 	d.Must("start")
 	if r := d.Capctl("start"); r.Code != 6 || !strings.Contains(r.Stderr, "max_captures") {
 		t.Errorf("one too many: %+v", r)
+	}
+}
+
+// SIGHUP takes over what can be taken over; a bad configuration changes nothing.
+func TestReload(t *testing.T) {
+	p := testbed.NewPair(t)
+	d := testbed.StartDaemon(t, p.B, "")
+	id := d.Must("start")
+	reload := func(toml, logged string) {
+		t.Helper()
+		before := strings.Count(d.Log.String(), logged)
+		d.Configure(toml)
+		d.Signal(syscall.SIGHUP)
+		deadline := time.Now().Add(20 * time.Second)
+		for strings.Count(d.Log.String(), logged) == before {
+			if time.Now().After(deadline) {
+				t.Fatalf("the log does not say %q", logged)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	const good = "[destination.one]\ntype = \"sftp\"\naddress = \"127.0.0.1:22\"\nuser = \"x\"\nprivate_key = \"/k\"\nknown_hosts = \"/h\"\n"
+	reload("[limits]\nmax_time_limit = \"1m\"\n"+good, "was read again")
+	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
+		t.Errorf("destinations: %s", out)
+	}
+	if r := d.Capctl("start", "-t", "2m"); r.Code != 6 {
+		t.Errorf("beyond the new limit: exit code %d: %s", r.Code, r.Stderr)
+	}
+	reload("[limits]\nmax_time_limt = \"1h\"\n", "is refused, the old one stays")
+	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
+		t.Errorf("destinations after a bad configuration: %s", out)
+	}
+	if c := d.Show(id); c.Status != wire.StatusRunning {
+		t.Errorf("a reload ended the capture: %+v", c)
 	}
 }
 
