@@ -51,9 +51,7 @@ func (s *server) Start() {
 		s.t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
-	// A group of its own, so that Stop ends the sessions too. No Pdeathsig: it follows
-	// the thread that forked, and tests throw threads away.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// No Pdeathsig: it follows the thread that forked, and tests throw threads away.
 	if err := cmd.Start(); err != nil {
 		s.t.Fatalf("start %s: %v", cmd.Path, err)
 	}
@@ -87,9 +85,41 @@ func (s *server) Stop() {
 	if s.cmd == nil {
 		return
 	}
-	syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // our own group: see Start
+	pid := s.cmd.Process.Pid
+	syscall.Kill(pid, syscall.SIGSTOP) // no new sessions
+	for _, session := range descendants(pid) {
+		syscall.Kill(session, syscall.SIGKILL)
+	}
+	s.cmd.Process.Kill()
 	<-s.exited
 	s.cmd = nil
+}
+
+// descendants gives the processes below one: sshd's sessions have groups of their own.
+func descendants(pid int) []int {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil
+	}
+	children := map[int][]int{}
+	for _, stat := range stats {
+		text, err := os.ReadFile(stat)
+		if err != nil {
+			continue // it has ended
+		}
+		var child, parent int
+		var state string
+		fmt.Sscan(string(text), &child)
+		_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
+		if _, err := fmt.Sscan(rest, &state, &parent); err == nil {
+			children[parent] = append(children[parent], child)
+		}
+	}
+	var found []int
+	for _, child := range children[pid] {
+		found = append(append(found, child), descendants(child)...)
+	}
+	return found
 }
 
 // freePort gives an address on loopback that nobody listens on.

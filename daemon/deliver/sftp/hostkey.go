@@ -20,7 +20,7 @@ import (
 type hostKeys struct {
 	address    string
 	from       string   // where the right key stands, for people
-	algorithms []string // asked of the server, best first; nil = the library's own
+	algorithms []string // asked of the server, best first
 	verify     func(address string, remote net.Addr, key ssh.PublicKey) error
 
 	kinds [][]string     // still to be asked for, while the kind of key is not known
@@ -117,12 +117,11 @@ func (h *hostKeys) fromKnownHosts(file string) error {
 	if err != nil {
 		return deliver.Fail(deliver.ReasonSecretFile, err, "known_hosts: %s cannot be read", file)
 	}
+	if h.algorithms == nil {
+		h.algorithms = slices.Concat(kindsOfKeys()...)
+	}
 	if bytes.Contains(text, []byte("@cert-authority")) {
-		plain := h.algorithms
-		if plain == nil {
-			plain = slices.Concat(kindsOfKeys()...)
-		}
-		h.algorithms = append(certAlgorithms(), plain...)
+		h.algorithms = append(certAlgorithms(), h.algorithms...)
 	}
 	return nil
 }
