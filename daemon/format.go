@@ -232,13 +232,18 @@ func (e *encoder) closing() int {
 	if e.classic {
 		return 0
 	}
-	one := pcapng.Statistics{Start: 1, End: 1}
 	if len(e.ifaces) == 0 {
 		d := e.nobody()
-		return d.Size() + one.Size()
+		return d.Size() + statisticsSize
 	}
-	return len(e.ifaces) * one.Size()
+	return len(e.ifaces) * statisticsSize
 }
+
+// statisticsSize is the length of what statistics makes: every count, both times.
+var statisticsSize = func() int {
+	s := pcapng.Statistics{Start: 1, End: 1}
+	return s.Size()
+}()
 
 // nobody describes an interface for a file without packets: tcpdump refuses a file that
 // describes none.

@@ -99,13 +99,3 @@ func (c *capture) cutFile(name string) wire.File {
 	f.Bytes = uint64(size)
 	return f
 }
-
-// repairer finds the last whole packet of a file in the given format.
-func repairer(format string) spool.RepairFunc {
-	if format == wire.FormatPcap {
-		return repairPcap
-	}
-	return repairPcapng
-}
-
-var _, _ spool.RepairFunc = repairPcap, repairPcapng
