@@ -90,7 +90,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	if r.reader, err = ring.Open(p.ringConfig(c.id, cfg, r.share)); err != nil {
 		return nil, startProblem(err)
 	}
-	undo = append(undo, func() { r.reader.Close() })
+	undo = append(undo, func() { _ = r.reader.Close() })
 	for _, g := range r.reader.Groups() {
 		if g.Class == ring.Stamped {
 			spec.Stamped = append(spec.Stamped, g.Number)

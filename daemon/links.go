@@ -44,13 +44,6 @@ func (l *links) get(index uint32) link {
 	return link{name: fmt.Sprintf("if%d", index)}
 }
 
-// forget makes the next get ask again: names may have changed hands.
-func (l *links) forget() {
-	l.mu.Lock()
-	l.known, l.asked = nil, time.Time{}
-	l.mu.Unlock()
-}
-
 // listLinks dumps the interfaces of this network namespace by rtnetlink(7).
 func listLinks() (map[uint32]link, error) {
 	data, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)

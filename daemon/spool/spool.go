@@ -269,7 +269,7 @@ func (s *Spool) Space() (total, free int64, err error) {
 	if err := unix.Statfs(s.segments, &st); err != nil {
 		return 0, 0, fmt.Errorf("statfs %s: %w", s.segments, err)
 	}
-	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Blocks) * int64(st.Bsize), int64(st.Bavail) * int64(st.Bsize), nil // Bsize is 32 bits wide on some
 }
 
 // Recover cuts a segment that a kill left open down to its last whole packet and makes
