@@ -131,7 +131,9 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		r.engine.drain()
 		<-r.engine.drained
 		r.final <- finalCounts{}
-		<-r.ended
+		if err := <-r.ended; err != nil {
+			c.log.Error("end the reader of a failed start", "err", err)
+		}
 	})
 
 	if err := d.table.Install(spec); err != nil {
