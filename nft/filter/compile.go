@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 )
 
 // Link says what stands before the network header where a program runs.
@@ -32,10 +34,16 @@ func (f *Filter) Compile(link Link) (*Program, error) {
 		if err != nil {
 			return nil, err
 		}
-		matches = append(matches, m...)
+		for _, match := range m {
+			if !slices.ContainsFunc(matches, match.equal) { // both ports need the same protocols
+				matches = append(matches, match)
+			}
+		}
 	}
 	return &Program{Exact: true, Chains: []Chain{{Rules: []Rule{{Matches: matches, Verdict: Hit}}}}}, nil
 }
+
+func (m Match) equal(other Match) bool { return reflect.DeepEqual(m, other) }
 
 // leaf gives the matches of a tree's smallest part.
 func leaf(n Node, link Link) ([]Match, error) {
@@ -129,6 +137,7 @@ func anyPorts() Match {
 // Rules gives the flow's matches: a packet of the flow, in either direction, is one for
 // which all matches of at least one of the lists hold.
 func (f Flow) Rules(link Link) ([][]Match, error) {
+	f.Source, f.Destination = f.Source.Unmap().WithZone(""), f.Destination.Unmap().WithZone("")
 	if f == (Flow{}) {
 		return nil, errors.New("a flow without addresses and ports is every packet")
 	}

@@ -36,8 +36,8 @@ var ianaProtocols = map[string]uint8{
 	"sm": 122, "ptp": 123, "isis": 124, "fire": 125, "crtp": 126, "crudp": 127,
 	"sscopmce": 128, "iplt": 129, "sps": 130, "pipe": 131, "sctp": 132, "fc": 133,
 	"rsvp-e2e-ignore": 134, "mobility-header": 135, "udplite": 136, "udp-lite": 136,
-	"mpls-in-ip": 137, "manet": 138, "shim6": 139, "wesp": 140, "rohc": 141,
-	"ethernet": 142, "aggfrag": 143, "nsh": 144, "homa": 145,
+	"mpls-in-ip": 137, "manet": 138, "hip": 139, "shim6": 140, "wesp": 141, "rohc": 142,
+	"ethernet": 143, "aggfrag": 144, "nsh": 145, "homa": 146, "bit-emu": 147,
 }
 
 // Numbers of the protocols that the package treats by name.
