@@ -3,7 +3,6 @@ package ring
 import (
 	"errors"
 	"fmt"
-	"io"
 	"testing"
 
 	"capd/ring/pcapng"
@@ -176,5 +175,3 @@ func TestNoAllocations(t *testing.T) {
 		}
 	}
 }
-
-var _ = io.EOF

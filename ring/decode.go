@@ -236,7 +236,7 @@ func (t *VLAN) decode(b []byte) bool {
 		b = b[min((size+3)&^3, len(b)):]
 	}
 	t.Present = tci && protocol
-	return true
+	return len(b) == 0
 }
 
 // reset forgets the packet before, except its Time.

@@ -80,7 +80,7 @@ const (
 	never    = math.MaxInt64
 	// napLongest is how long a busy reader sleeps between two looks at its sockets, so that
 	// it is not woken for every datagram.
-	napLongest  = int64(2 * time.Millisecond)
+	napLongest  = int64(5 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
 	// napFrom is the rate in datagrams/s at which sleeping pays.
 	napFrom = 1500
@@ -152,6 +152,19 @@ func newReader(c Config, memory *Memory) *Reader {
 	return r
 }
 
+// receiveBuffer is the part of ReceiveBuffer that a group of the class gets. Where there
+// are both classes, three quarters go to the Stamped groups: what a router forwards comes
+// in there, what it says itself is in the Clocked ones.
+func (c *Config) receiveBuffer(class Class) int {
+	switch {
+	case c.Stamped == 0 || c.Clocked == 0:
+		return c.ReceiveBuffer / (c.Stamped + c.Clocked)
+	case class == Stamped:
+		return c.ReceiveBuffer / 4 * 3 / c.Stamped
+	}
+	return c.ReceiveBuffer / 4 / c.Clocked
+}
+
 // firstNumber is the lowest group number that is tried: those below are what people give
 // to other tools by hand.
 const firstNumber = 1000
@@ -163,7 +176,7 @@ func (r *Reader) bind(c Config) error {
 		g := &r.groups[i]
 		var err error
 		var link *netlinkConn
-		if link, g.socket.receiveBuffer, err = openConn(c.ReceiveBuffer / len(r.groups)); err != nil {
+		if link, g.socket.receiveBuffer, err = openConn(c.receiveBuffer(g.Class)); err != nil {
 			return err
 		}
 		g.socket.conn = link
@@ -483,18 +496,11 @@ func (r *Reader) dry(g *group, now int64) error {
 func (r *Reader) wait() error {
 	now, _ := r.clock()
 	until := min(r.deadline, r.wakeup(now))
-	if len(r.heap) > 0 { // held back: until the silent groups can be trusted
-		g := r.heap[0].g
-		until = min(until, r.arena.slots[g.first].received+int64(flushTimeout+settle))
-		for i := range r.groups {
-			if s := &r.groups[i]; s.Class == Stamped && s.first < 0 && s.state != closed {
-				until = min(until, r.arena.slots[g.first].received+s.tuning.lag(now))
-			}
-		}
-	}
 	busy := r.busy(now)
 	if busy {
 		until = min(until, now+r.nap)
+	} else if len(r.heap) > 0 {
+		until = min(until, r.arena.slots[r.heap[0].g.first].received+r.lag(now))
 	}
 	r.burst = 0
 	r.waits.Store(r.waits.Load() + 1)
@@ -509,6 +515,18 @@ func (r *Reader) wait() error {
 	return nil
 }
 
+// lag is how long the earliest packet is held back at most from its reception on: until
+// the silent groups can be trusted to have nothing before it.
+func (r *Reader) lag(now int64) int64 {
+	most := int64(0)
+	for i := range r.groups {
+		if g := &r.groups[i]; g.Class == Stamped && g.first < 0 && g.state != closed {
+			most = max(most, g.tuning.lag(now))
+		}
+	}
+	return most
+}
+
 // poll waits for at most wait nanoseconds: for Wake and datagrams, or without all only
 // for Wake and for the groups whose packets' timestamps depend on it.
 func (r *Reader) poll(all bool, wait int64) error {
@@ -520,7 +538,7 @@ func (r *Reader) poll(all bool, wait int64) error {
 		}
 	}
 	r.fds[0].Revents = 0
-	err := poll(r.fds, wait, &r.timespec)
+	err := poll(r.fds, wait, &r.timespec, all)
 	if r.fds[0].Revents != 0 {
 		r.event.clear(&r.word)
 	}

@@ -45,7 +45,7 @@ type Config struct {
 	// has been read and waits for its turn in time order, and is never exceeded. Less than
 	// MinMemory counts as MinMemory.
 	Memory int
-	// ReceiveBuffer is the size in bytes of the kernel's receive buffers, divided evenly
+	// ReceiveBuffer is the size in bytes of the kernel's receive buffers, divided
 	// over the groups' sockets. The kernel accounts 64 KiB and some for a full datagram of
 	// up to 64 KiB. 0 = 4 MiB.
 	ReceiveBuffer int

@@ -103,7 +103,7 @@ func (s *netlinkConn) send(b []byte) error {
 
 func (s *netlinkConn) readable(wait time.Duration) error {
 	s.fds[0] = unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN}
-	return poll(s.fds[:], int64(wait), &s.timespec)
+	return poll(s.fds[:], int64(wait), &s.timespec, true)
 }
 
 // event is what Wake interrupts a wait with.
@@ -129,11 +129,18 @@ func (e event) clear(b *[8]byte) {
 
 func (e event) close() { _ = unix.Close(e.fd) }
 
-// poll waits until one of the descriptors is readable or the time is up, in nanoseconds;
-// it is a system call that the Go scheduler knows may block. A signal ends it early.
-func poll(fds []unix.PollFd, wait int64, t *unix.Timespec) error {
+// poll waits until one of the descriptors is readable or the time is up, in nanoseconds.
+// A signal ends it early. A long wait tells the Go scheduler that the thread blocks. A
+// nap, of a few milliseconds at most, does not: handing the processor over and taking it
+// back costs several thread switches, more than reading what came meanwhile. So a napping
+// reader needs a GOMAXPROCS that leaves the rest of the program a processor of its own.
+func poll(fds []unix.PollFd, wait int64, t *unix.Timespec, long bool) error {
 	*t = unix.NsecToTimespec(wait)
-	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(t)), 0, 0, 0)
+	call := unix.RawSyscall6
+	if long {
+		call = unix.Syscall6
+	}
+	_, _, errno := call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(t)), 0, 0, 0)
 	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN {
 		return fmt.Errorf("ppoll: %w", errno)
 	}

@@ -2,11 +2,11 @@ package ring
 
 import (
 	"errors"
-	"math"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // Messages and datagrams as nfnetlink_log builds them (net/netfilter/nfnetlink_log.c,
@@ -259,4 +259,10 @@ func checkAccount(t testing.TB, r *Reader, g int, highest uint32) {
 	}
 }
 
-var _ = math.MaxInt64
+func mincore(b, present []byte) error {
+	_, _, errno := syscall.Syscall(syscall.SYS_MINCORE, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), uintptr(unsafe.Pointer(&present[0])))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,673 @@
+package ring
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// one is a datagram of one packet whose payload tells it from others.
+func one(seq uint32, at int64, name string) []byte {
+	return synth{seq: seq, time: at, in: 1, payload: []byte(name)}.message()
+}
+
+// clocked is one from a hook without stamps.
+func clocked(seq uint32, name string) []byte {
+	return synth{seq: seq, hook: HookOutput, out: 1, payload: []byte(name)}.message()
+}
+
+// all reads until io.EOF.
+func all(t *testing.T, r *Reader) (names []string) {
+	t.Helper()
+	var p Packet
+	for {
+		switch err := r.Next(&p); {
+		case err == nil:
+			names = append(names, string(p.Payload))
+		case errors.Is(err, io.EOF):
+			return names
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+func wantNames(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestAccount drives the account with numbers and holes of every kind.
+func TestAccount(t *testing.T) {
+	header, packet := synthUDP(60)
+	ok := func(seq uint32) []byte { return synth{seq: seq, payload: packet, hwHeader: header}.message() }
+	theirs := func(seq uint32) []byte { return synth{seq: seq, payload: packet, prefix: "ulogd"}.message() }
+	bad := func(seq uint32) []byte { return synth{seq: seq, noHeader: true, payload: packet}.message() }
+	lost := synth{noSeq: true, payload: packet}.message()       // malformed, its number unknown
+	broken := netlinkMessage(ulogPacket, 0, []byte{2, 0, 0, 1}) // what a failed build leaves
+	noise := []byte{200, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}
+	wrapped := func(n int) []byte { return ok(uint32(1<<32 - 1<<30 + n)) }
+	for name, c := range map[string]struct {
+		datagrams                                   [][]byte
+		received, foreign, malformed, gaps, garbage uint64
+		dropped                                     []uint64
+		expect                                      uint32
+		alsoStart                                   uint32 // the account's first number
+	}{
+		"in order":                      {datagrams: [][]byte{datagram(ok(0), ok(1)), ok(2)}, received: 3, dropped: []uint64{0, 0, 0}, expect: 3},
+		"a gap between datagrams":       {datagrams: [][]byte{ok(0), ok(5), ok(6)}, received: 3, gaps: 4, dropped: []uint64{0, 4, 0}, expect: 7},
+		"a gap before the first":        {datagrams: [][]byte{ok(3)}, received: 1, gaps: 3, dropped: []uint64{3}, expect: 4},
+		"foreign":                       {datagrams: [][]byte{ok(0), theirs(1), theirs(2), ok(3)}, received: 2, foreign: 2, dropped: []uint64{0, 0}, expect: 4},
+		"a gap before a foreign one":    {datagrams: [][]byte{ok(0), theirs(3), ok(4)}, received: 2, foreign: 1, gaps: 2, dropped: []uint64{0, 2}, expect: 5},
+		"malformed with its number":     {datagrams: [][]byte{ok(0), bad(1), ok(2)}, received: 2, malformed: 1, dropped: []uint64{0, 1}, expect: 3},
+		"malformed, number unknown":     {datagrams: [][]byte{ok(0), lost, ok(2)}, received: 2, malformed: 1, dropped: []uint64{0, 1}, expect: 3},
+		"malformed that had no number":  {datagrams: [][]byte{ok(0), lost, ok(1)}, received: 2, garbage: 1, dropped: []uint64{0, 0}, expect: 2},
+		"three unreadable, two numbers": {datagrams: [][]byte{ok(0), lost, broken, lost, ok(3)}, received: 2, malformed: 2, garbage: 1, dropped: []uint64{0, 2}, expect: 4},
+		"one unreadable, three numbers": {datagrams: [][]byte{ok(0), lost, ok(4)}, received: 2, malformed: 1, gaps: 2, dropped: []uint64{0, 3}, expect: 5},
+		"noise ends a datagram":         {datagrams: [][]byte{append(datagram(ok(0)), noise...), ok(4)}, received: 2, malformed: 1, gaps: 2, dropped: []uint64{0, 3}, expect: 5},
+		"unreadable at the end":         {datagrams: [][]byte{ok(0), lost, broken}, received: 1, garbage: 2, dropped: []uint64{0}, expect: 1},
+		"nothing but noise":             {datagrams: [][]byte{noise, noise, {1, 2, 3}}, garbage: 3, expect: 0},
+		"a number twice":                {datagrams: [][]byte{ok(0), ok(1), ok(1), ok(0), ok(2)}, received: 3, garbage: 2, dropped: []uint64{0, 0, 0}, expect: 3},
+		"the counter turns over":        {datagrams: [][]byte{wrapped(1<<30 - 1), ok(0), ok(2)}, alsoStart: 1<<32 - 1, received: 3, gaps: 1, dropped: []uint64{0, 0, 1}, expect: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, conns, _ := newFake(t, Config{Stamped: 1})
+			r.groups[0].account.expect = c.alsoStart
+			conns[0].queue = c.datagrams
+			r.Drain()
+			var p Packet
+			var dropped []uint64
+			for {
+				err := r.Next(&p)
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				dropped = append(dropped, p.Dropped)
+			}
+			s := r.Stats().Groups[0]
+			if s.Received != c.received || s.Foreign != c.foreign || s.Malformed != c.malformed || s.Gaps != c.gaps || s.Garbage != c.garbage {
+				t.Errorf("account %+v", s)
+			}
+			if !slices.Equal(dropped, c.dropped) {
+				t.Errorf("dropped before each packet: %v, want %v", dropped, c.dropped)
+			}
+			if got := s.Received + s.Foreign + s.Malformed + s.Gaps; uint32(got) != c.expect-c.alsoStart {
+				t.Errorf("the account adds up to %d, want %d", got, c.expect-c.alsoStart)
+			}
+		})
+	}
+}
+
+// TestAccountRandom damages a long stream at random.
+func TestAccountRandom(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		r, conns, _ := newFake(t, Config{Stamped: 1})
+		highest := uint32(0)
+		for seq := uint32(0); seq < 3000; {
+			n := 1 + rng.IntN(60)
+			d := synthBatch(n, seq, fakeEpoch, 60)
+			switch rng.IntN(6) {
+			case 0:
+				seq += uint32(n)
+				continue // lost
+			case 1:
+				d = d[:rng.IntN(len(d))]
+			case 2:
+				d[rng.IntN(len(d))] ^= 1 << rng.IntN(8)
+			}
+			conns[0].queue = append(conns[0].queue, d)
+			seq += uint32(n)
+			highest = seq
+		}
+		conns[0].queue = append(conns[0].queue, one(highest, fakeEpoch, "last"))
+		r.Drain()
+		all(t, r)
+		// A flipped bit in a sequence number can jump far: then the last packet's number is in
+		// the past and is garbage.
+		if a := &r.groups[0].account; uint32(a.received+a.foreign+a.malformed+a.gaps) != a.expect {
+			t.Errorf("%+v does not add up", a)
+		} else if a.expect == highest+1 {
+			checkAccount(t, r, 0, highest)
+		}
+	}
+}
+
+// TestMerge gives two groups packets that interleave.
+func TestMerge(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 2})
+	at := f.wall
+	conns[0].queue = [][]byte{datagram(one(0, at+1000, "a1"), one(1, at+4000, "a4"), one(2, at+4000, "a4b")), one(3, at+9000, "a9")}
+	conns[1].queue = [][]byte{one(0, at+2000, "b2"), datagram(one(1, at+3000, "b3"), one(2, at+4000, "b4"), one(3, at+10000, "b10"))}
+	r.Drain()
+	wantNames(t, all(t, r), "a1", "b2", "b3", "b4", "a4", "a4b", "a9", "b10") // at 4000 the order is free
+}
+
+// TestMergeHolds has a packet wait until the silent group has said everything older.
+func TestMergeHolds(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 2})
+	start := f.now
+	at := f.wall
+	conns[0].queue = [][]byte{one(0, at+5000, "late")}
+	f.onSleep = func() {
+		if f.now-start > int64(8*time.Millisecond) && conns[1].queue == nil {
+			conns[1].queue = [][]byte{one(0, at+1000, "early")} // its batch was flushed now
+		}
+	}
+	var p Packet
+	for _, want := range []string{"early", "late"} {
+		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
+		}
+	}
+	if waited := time.Duration(f.now - start); waited < flushTimeout || waited > flushTimeout+20*time.Millisecond {
+		t.Errorf("the packet was held for %v", waited)
+	}
+	if n := r.Stats().Hurried; n != 0 {
+		t.Errorf("%d packets hurried", n)
+	}
+}
+
+// TestSingleGroupNeverWaits has one Stamped group, with and without a silent Clocked one.
+func TestSingleGroupNeverWaits(t *testing.T) {
+	for clockedGroups := range 2 {
+		r, conns, f := newFake(t, Config{Stamped: 1, Clocked: clockedGroups})
+		conns[0].queue = [][]byte{one(0, f.wall, "x")}
+		var p Packet
+		if err := r.Next(&p); err != nil || f.slept != 0 {
+			t.Errorf("slept %d times, %v", f.slept, err)
+		}
+	}
+}
+
+// TestClockedTime gives packets without a stamp the time of the read, never falling.
+func TestClockedTime(t *testing.T) {
+	r, conns, f := newFake(t, Config{Clocked: 1})
+	conns[0].queue = [][]byte{datagram(clocked(0, "a"), clocked(1, "b")), clocked(2, "c")}
+	before := f.wall
+	var p Packet
+	last := before
+	for range 3 {
+		if err := r.Next(&p); err != nil {
+			t.Fatal(err)
+		}
+		if p.KernelTime || p.Time < last || p.Time > f.wall {
+			t.Errorf("%s: time %d after %d, now %d", p.Payload, p.Time, last, f.wall)
+		}
+		last = p.Time
+	}
+}
+
+// TestClockedMerges has a Clocked packet wait for a Stamped one that is older.
+func TestClockedMerges(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1, Clocked: 1})
+	at := f.wall
+	conns[1].queue = [][]byte{clocked(0, "out")}
+	once := false
+	f.onSleep = func() {
+		if !once {
+			once = true
+			conns[0].queue = [][]byte{one(0, at-1000, "in")}
+		}
+	}
+	var p Packet
+	for _, want := range []string{"in", "out"} {
+		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
+		}
+	}
+}
+
+// TestClockStep sets the wall clock back: the packet from the future is overtaken for a
+// second at most.
+func TestClockStep(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 2})
+	conns[0].queue = [][]byte{one(0, f.wall+int64(time.Hour), "future")}
+	start := f.now
+	seq := uint32(0)
+	feed := func() { // the other group never falls silent
+		conns[1].queue = append(conns[1].queue, one(seq, f.wall, "now"))
+		seq++
+		f.now += int64(time.Millisecond)
+		f.wall += int64(time.Millisecond)
+	}
+	f.onSleep = feed
+	feed()
+	var p Packet
+	for string(p.Payload) != "future" {
+		if err := r.Next(&p); err != nil {
+			t.Fatal(err)
+		}
+		feed()
+		if f.now-start > int64(5*time.Second) {
+			t.Fatal("a packet from before the step never came")
+		}
+	}
+}
+
+// TestFullRing sees that held packets go on when the ring is full, and none is lost.
+func TestFullRing(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 2, Memory: MinMemory})
+	const batches = 100
+	for i := range batches {
+		conns[0].queue = append(conns[0].queue, synthBatch(40, uint32(i*40), f.wall+int64(i)*40_000, 1400))
+	}
+	var p Packet
+	for i := range batches * 40 {
+		if err := r.Next(&p); err != nil || p.Dropped != 0 {
+			t.Fatalf("packet %d: %v, %d dropped", i, err, p.Dropped)
+		}
+		if _, packet := synthUDP(1400); !bytes.Equal(p.Payload, packet) {
+			t.Fatalf("packet %d was overwritten", i)
+		}
+	}
+	s := r.Stats()
+	if s.Hurried == 0 {
+		t.Error("60 MB went through 1 MiB without hurry")
+	}
+	if s.Groups[0].Gaps != 0 {
+		t.Errorf("gaps: %+v", s.Groups[0])
+	}
+}
+
+// TestJumbo has datagrams as large as the kernel makes them, next to tiny ones, and one
+// that is too large.
+func TestJumbo(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1, Memory: MinMemory})
+	jumbo := bytes.Repeat([]byte("0123456789abcdef"), 4096)[:maxCopy]
+	seq := uint32(0)
+	for range 30 {
+		conns[0].queue = append(conns[0].queue,
+			datagram(one(seq, f.wall, "small"), synth{seq: seq + 1, time: f.wall, payload: jumbo}.message(), synth{seq: seq + 2, time: f.wall, payload: jumbo[:64000]}.message()),
+			one(seq+3, f.wall, "small"))
+		seq += 4
+	}
+	r.Drain()
+	var p Packet
+	for i := range int(seq) {
+		if err := r.Next(&p); err != nil {
+			t.Fatal(err)
+		}
+		want := [][]byte{[]byte("small"), jumbo, jumbo[:64000], []byte("small")}[i%4]
+		if !bytes.Equal(p.Payload, want) || p.Cut != (len(want) == maxCopy) {
+			t.Fatalf("packet %d has %d bytes, want %d; cut %v", i, len(p.Payload), len(want), p.Cut)
+		}
+	}
+	// Larger than the ring's window: MSG_TRUNC. The first message is whole, the third is cut.
+	r, conns, f = newFake(t, Config{Stamped: 1, Memory: MinMemory})
+	conns[0].queue = [][]byte{
+		datagram(one(0, f.wall, "first"), synth{seq: 1, time: f.wall, payload: jumbo}.message(), synth{seq: 2, time: f.wall, payload: jumbo}.message()),
+		one(3, f.wall, "after"),
+	}
+	r.Drain()
+	names := all(t, r)
+	if len(names) != 3 || names[0] != "first" || names[2] != "after" {
+		t.Errorf("%d packets", len(names))
+	}
+	if s := r.Stats().Groups[0]; s.Cut != 1 || s.Malformed != 1 || s.Received != 3 {
+		t.Errorf("account %+v", s)
+	}
+}
+
+// TestManyTiny fills the ring with datagrams of one packet.
+func TestManyTiny(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 2, Memory: MinMemory})
+	for i := range 20_000 {
+		conns[0].queue = append(conns[0].queue, one(uint32(i), f.wall+int64(i)*1000, "tiny"))
+	}
+	var p Packet
+	for i := range 20_000 {
+		if err := r.Next(&p); err != nil || p.Dropped != 0 || string(p.Payload) != "tiny" {
+			t.Fatalf("packet %d: %v %+v", i, err, p)
+		}
+	}
+}
+
+func TestDeadlineAndWake(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1})
+	r.base = time.Now().Add(-time.Second)
+	var p Packet
+	r.SetDeadline(r.base.Add(time.Duration(f.now) + 30*time.Millisecond))
+	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("at the deadline: %v", err)
+	}
+	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
+	}
+	r.SetDeadline(time.Time{})
+	conns[0].queue = [][]byte{one(0, f.wall, "x")}
+	r.Wake()
+	r.Wake()
+	if err := r.Next(&p); !errors.Is(err, ErrWoken) {
+		t.Errorf("after Wake: %v", err)
+	}
+	if err := r.Next(&p); err != nil || string(p.Payload) != "x" {
+		t.Errorf("two calls of Wake wake once, but: %v", err)
+	}
+	// Under a flood both must come through.
+	conns[0].queue = nil
+	for i := range 1000 {
+		conns[0].queue = append(conns[0].queue, one(uint32(1+i), f.wall, "flood"))
+	}
+	if err := r.Next(&p); err != nil {
+		t.Fatal(err)
+	}
+	r.Wake()
+	packets := 0
+	for ; packets < 100; packets++ {
+		if err := r.Next(&p); err != nil {
+			if !errors.Is(err, ErrWoken) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	if packets > perRound*2 {
+		t.Errorf("Wake came through after %d datagrams", packets)
+	}
+}
+
+// TestDrain reads what the kernel still has, in order, through every mishap.
+func TestDrain(t *testing.T) {
+	for name, prepare := range map[string]func(*fakeConn){
+		"answered":            func(*fakeConn) {},
+		"answers are lost":    func(c *fakeConn) { c.ignore = 3 },
+		"unbound before":      func(c *fakeConn) { c.ignore, c.refuse = 1, syscall.ENOENT },
+		"rights are given up": func(c *fakeConn) { c.refuse = syscall.EPERM },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, conns, f := newFake(t, Config{Stamped: 2})
+			prepare(conns[0])
+			conns[0].queue = [][]byte{one(0, f.wall, "a0")}
+			conns[0].last = [][]byte{datagram(one(1, f.wall+2000, "a2"), one(2, f.wall+9000, "a9"))}
+			conns[1].queue = [][]byte{one(0, f.wall+1000, "b1")}
+			conns[1].last = [][]byte{one(1, f.wall+3000, "b3")}
+			r.Drain()
+			wantNames(t, all(t, r), "a0", "b1", "a2", "b3", "a9")
+			var p Packet
+			if err := r.Next(&p); !errors.Is(err, io.EOF) {
+				t.Errorf("after the end: %v", err)
+			}
+		})
+	}
+}
+
+// TestDrainFlood drains a group that a rule of somebody else's never lets run dry.
+func TestDrainFlood(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1})
+	r.groups[0].socket.receiveBuffer = 100_000
+	flood := &floodConn{fakeConn: conns[0], f: f}
+	r.groups[0].socket.conn = flood
+	r.Drain()
+	var p Packet
+	for range 1_000_000 {
+		if err := r.Next(&p); err != nil {
+			if !errors.Is(err, io.EOF) {
+				t.Error(err)
+			}
+			return
+		}
+	}
+	t.Error("Drain never ends")
+}
+
+// floodConn always has a datagram until it is unbound.
+type floodConn struct {
+	*fakeConn
+	f    *fakeTime
+	seq  uint32
+	done bool
+}
+
+func (c *floodConn) send(b []byte) error {
+	c.done = true
+	return c.fakeConn.send(b)
+}
+
+func (c *floodConn) receive(b []byte) (int, bool, bool, error) {
+	if c.done {
+		return c.fakeConn.receive(b)
+	}
+	c.seq++
+	return copy(b, one(c.seq-1, c.f.wall, "flood")), true, true, nil
+}
+
+// TestForgedDatagrams are those that another process sends to the socket.
+func TestForgedDatagrams(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1})
+	conns[0].foreign = true
+	conns[0].queue = [][]byte{one(0, f.wall, "forged")}
+	r.SetDeadline(r.base.Add(time.Duration(f.now) + time.Second))
+	var p Packet
+	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %q, %v", p.Payload, err)
+	}
+	if s := r.Stats().Groups[0]; s.Garbage != 1 || s.Received != 0 {
+		t.Errorf("account %+v", s)
+	}
+}
+
+// TestReadError ends reading.
+func TestReadError(t *testing.T) {
+	r, conns, _ := newFake(t, Config{Stamped: 1})
+	conns[0].fail = syscall.EBADF
+	var p Packet
+	for range 2 {
+		if err := r.Next(&p); !errors.Is(err, syscall.EBADF) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// TestClosed keeps everything callable after Close.
+func TestClosed(t *testing.T) {
+	r, conns, f := newFake(t, Config{Stamped: 1})
+	conns[0].queue = [][]byte{synthBatch(10, 0, f.wall, 60)}
+	var p Packet
+	if err := r.Next(&p); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.Next(&p); !errors.Is(err, ErrClosed) {
+		t.Errorf("Next: %v", err)
+	}
+	r.Wake()
+	_ = r.Stats()
+}
+
+// TestTuning watches the settings that a group gets as its rate changes.
+func TestTuning(t *testing.T) {
+	setting := func(c *fakeConn, attr uint16) (last uint32) {
+		for _, s := range c.sent {
+			if s.attr == attr {
+				last = s.value
+			}
+		}
+		return last
+	}
+	run := func(r *Reader, f *fakeTime, c *fakeConn, seq *uint32, rate, milliseconds int, make func(n int, seq uint32) []byte) {
+		var p Packet
+		for range milliseconds {
+			if n := rate / 1000; n > 0 {
+				c.queue = append(c.queue, make(n, *seq))
+				*seq += uint32(n)
+			}
+			r.SetDeadline(r.base.Add(time.Duration(f.now) + time.Millisecond))
+			for r.Next(&p) == nil {
+			}
+		}
+	}
+	t.Run("clocked", func(t *testing.T) {
+		r, conns, f := newFake(t, Config{Clocked: 1})
+		batch := func(n int, seq uint32) []byte {
+			var m [][]byte
+			for i := range n {
+				m = append(m, clocked(seq+uint32(i), "payload of a clocked packet"))
+			}
+			return datagram(m...)
+		}
+		var seq uint32
+		if tn := &r.groups[0].tuning; !tn.prompt || tn.threshold != 1 {
+			t.Errorf("a clocked group begins with %+v", tn)
+		}
+		run(r, f, conns[0], &seq, 5000, 300, batch)
+		if got := setting(conns[0], configThresh); got < 12 || got > 28 {
+			t.Errorf("at 5000/s the threshold is %d, want about 20", got)
+		}
+		if got := setting(conns[0], configBuffer); got != bufferFull {
+			t.Errorf("at 5000/s the buffer is %d", got)
+		}
+		run(r, f, conns[0], &seq, 200_000, 100, batch)
+		if got := setting(conns[0], configThresh); got != maxClocked {
+			t.Errorf("at 200000/s the threshold is %d, want %d", got, maxClocked)
+		}
+		run(r, f, conns[0], &seq, 0, 500, nil)
+		if got := setting(conns[0], configThresh); got != 1 {
+			t.Errorf("when all is quiet the threshold is %d, want 1", got)
+		}
+		if got := setting(conns[0], configBuffer); got != smallBuffer() {
+			t.Errorf("when all is quiet the buffer is %d", got)
+		}
+	})
+	t.Run("stamped", func(t *testing.T) {
+		r, conns, f := newFake(t, Config{Stamped: 2})
+		batch := func(n int, seq uint32) []byte { return synthBatch(n, seq, f.wall, 60) }
+		var seq uint32
+		run(r, f, conns[0], &seq, 200_000, 200, batch)
+		full := setting(conns[0], configThresh)
+		if full < 250 || full > 340 {
+			t.Errorf("for 60-byte frames the threshold is %d", full)
+		}
+		if got := setting(conns[1], configThresh); got != 1 || !r.groups[1].tuning.prompt {
+			t.Errorf("the silent group has threshold %d", got)
+		}
+		run(r, f, conns[0], &seq, 0, 500, nil)
+		if got := setting(conns[1], configThresh); got < 30 {
+			t.Errorf("after the flood the other group still has threshold %d", got)
+		}
+		// Rights given up: an error comes back, and nothing is relied on any more.
+		conns[1].queue = append(conns[1].queue, netlinkMessage(nlmsgError, 999, host.AppendUint32(nil, uint32(0xffffffff))))
+		run(r, f, conns[0], &seq, 200_000, 100, batch)
+		if tn := &r.groups[1].tuning; !tn.fixed || tn.lag(f.now) < int64(flushTimeout) {
+			t.Errorf("after a refusal: %+v", tn)
+		}
+	})
+}
+
+// TestArena commits and releases at random and looks at every byte.
+func TestArena(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	a := newArena(make([]byte, 8*window))
+	type held struct {
+		slot int32
+		fill byte
+	}
+	var slots []held
+	fill := byte(0)
+	full := 0
+	for range 200_000 {
+		if room := a.room(); room != nil && rng.IntN(3) > 0 {
+			n := 1 + rng.IntN(window)
+			if rng.IntN(2) == 0 {
+				n = 1 + rng.IntN(500)
+			}
+			fill++
+			room[0], room[n-1] = fill, fill
+			slots = append(slots, held{a.commit(n), fill})
+			continue
+		} else if room == nil {
+			full++
+		}
+		if len(slots) == 0 {
+			continue
+		}
+		i := rng.IntN(min(len(slots), 6)) // not always the oldest
+		b := a.bytes(slots[i].slot)
+		if b[0] != slots[i].fill || b[len(b)-1] != slots[i].fill {
+			t.Fatal("a datagram was overwritten")
+		}
+		a.release(slots[i].slot)
+		slots = slices.Delete(slots, i, i+1)
+	}
+	for _, s := range slots {
+		a.release(s.slot)
+	}
+	if a.used != 0 || a.held != 0 || full == 0 {
+		t.Errorf("%d slots and %d bytes in use at the end; it was full %d times", a.used, a.held, full)
+	}
+}
+
+func TestHeap(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	groups := make([]group, 32)
+	h := make(heap, 0, len(groups))
+	for range 2000 {
+		for i := range groups {
+			groups[i].index, groups[i].head.Time = i, int64(rng.IntN(20))
+			h.push(&groups[i])
+		}
+		h.remove(rng.IntN(len(h)))
+		last := entry{time: -1, g: &groups[0]}
+		for len(h) > 0 {
+			e := h[0]
+			if e.before(last) {
+				t.Fatalf("%d after %d", e.time, last.time)
+			}
+			last = e
+			h.remove(0)
+		}
+	}
+}
+
+func TestMemory(t *testing.T) {
+	m, err := Alloc(3<<20 + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := m.Bytes()
+	if len(b) < 3<<20+1 || len(b)%os.Getpagesize() != 0 {
+		t.Errorf("%d bytes", len(b))
+	}
+	present := make([]byte, len(b)/os.Getpagesize())
+	if err := mincore(b, present); err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(present, func(p byte) bool { return p&1 == 0 }); i >= 0 {
+		t.Errorf("page %d is not populated", i)
+	}
+	if i := slices.IndexFunc(b, func(c byte) bool { return c != 0 }); i >= 0 {
+		t.Errorf("byte %d is not zero", i)
+	}
+	m.Free()
+	m.Free()
+	(*Memory)(nil).Free()
+	for _, n := range []int{0, -1, 1 << 50} {
+		if m, err := Alloc(n); err == nil {
+			m.Free()
+			t.Errorf("allocated %d bytes", n)
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for _, c := range []Config{{}, {Stamped: 17}, {Clocked: -1, Stamped: 1}} {
+		if _, err := Open(c); err == nil {
+			t.Errorf("%+v was taken", c)
+		}
+	}
+}
