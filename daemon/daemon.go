@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -46,8 +47,10 @@ type Daemon struct {
 	starting int             // captures being started, which count against the limit
 	names    map[string]bool // names of captures being started
 	closing  bool            // no new captures
-	running  int
-	renewing chan struct{} // closed to end the renewal of the dead-man switch
+	running  int             // captures that hold rules
+	// processors is GOMAXPROCS without the readers.
+	processors int
+	renewing   chan struct{} // closed to end the renewal of the dead-man switch
 }
 
 // Start begins a capture (api.Daemon).
@@ -381,6 +384,7 @@ func (d *Daemon) beginRenewing() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running++
+	runtime.GOMAXPROCS(d.processors + d.running) // one for each reader, see ring's naps
 	if d.running > 1 {
 		return nil
 	}
@@ -399,6 +403,7 @@ func (d *Daemon) endRenewing() {
 	if d.running--; d.running == 0 {
 		close(d.renewing)
 	}
+	runtime.GOMAXPROCS(d.processors + d.running)
 }
 
 func (d *Daemon) renew(end <-chan struct{}) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -97,7 +98,7 @@ func open(o Options) (*Daemon, error) {
 	cfg := o.Config
 	d := &Daemon{
 		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(), cfg: cfg,
-		captures: map[string]*capture{}, names: map[string]bool{},
+		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0),
 	}
 	var err error
 	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir()); err != nil {

@@ -29,13 +29,13 @@ type share struct {
 	ring   int          // what slots and blocks take together
 }
 
-// newShares keeps for each possible capture half of an even part; the rest goes to
+// newShares keeps for each possible capture a quarter of an even part; the rest goes to
 // those that come first.
 func newShares(ringSize, receiveBuffer, maxCaptures int) *shares {
 	return &shares{
 		ringSize: ringSize, receiveBuffer: receiveBuffer,
 		ring: ringSize, recv: receiveBuffer, free: maxCaptures,
-		ringMinimum: ringSize / maxCaptures / 2, recvMinimum: receiveBuffer / maxCaptures / 2,
+		ringMinimum: ringSize / maxCaptures / 4, recvMinimum: receiveBuffer / maxCaptures / 4,
 	}
 }
 
@@ -52,7 +52,7 @@ func (s *shares) take() (*share, error) {
 	sh := &share{ring: part(s.ring, s.ringMinimum), recv: part(s.recv, s.recvMinimum)}
 	// Slots hold what arrives within the merge window and one round of reads; write
 	// blocks hold what the disk has not taken yet, which is what needs the room.
-	sh.slots = sh.ring / 3
+	sh.slots = sh.ring / 4
 	blocks, err := ring.Alloc(sh.ring - sh.slots)
 	if err != nil {
 		return nil, fmt.Errorf("allocate write blocks: %w", err)
