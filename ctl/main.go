@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -155,7 +154,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 // client gives the connection to capd, made at its first use, when the flags are known.
 func (a *app) client() *client.Client {
 	if a.capd == nil {
-		a.capd = &client.Client{Socket: a.socket, UserAgent: "capctl/" + buildVersion()}
+		a.capd = &client.Client{Socket: a.socket, UserAgent: "capctl/" + wire.Version}
 	}
 	return a.capd
 }
@@ -171,14 +170,4 @@ func notify() (<-chan os.Signal, func()) {
 	c := make(chan os.Signal, 2)
 	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
 	return c, func() { signal.Stop(c) }
-}
-
-// buildVersion is the version that the Go tool stamped into the program: a tag, or a
-// commit's time and hash.
-func buildVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
 }

@@ -33,13 +33,13 @@ func (a *app) version(ctx context.Context) error {
 		answer := struct {
 			Capctl string       `json:"capctl"`
 			Capd   *wire.Status `json:"capd"` // null where none answers
-		}{Capctl: buildVersion()}
+		}{Capctl: wire.Version}
 		if err == nil {
 			answer.Capd = &status
 		}
 		return a.printJSON(answer)
 	}
-	if _, werr := fmt.Fprintf(a.stdout, "capctl %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH); werr != nil {
+	if _, werr := fmt.Fprintf(a.stdout, "capctl %s (%s, %s/%s)\n", wire.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH); werr != nil {
 		return werr
 	}
 	if err != nil {

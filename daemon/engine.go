@@ -89,7 +89,7 @@ const (
 	// publishEvery is the number of packets between two updates of the live counts.
 	publishEvery = 64
 	// publishWithin bounds how long a slow packet waits for that update.
-	publishWithin = 50 * time.Millisecond
+	publishWithin = 10 * time.Millisecond
 )
 
 // run reads until the source ends, then closes the last segment and returns why writing

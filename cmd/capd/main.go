@@ -12,12 +12,10 @@ import (
 	"os/signal"
 	"syscall"
 
+	"capd/ctl/wire"
 	"capd/daemon"
 	"capd/daemon/config"
 )
-
-// version is set by the build: -ldflags "-X main.version=1.2.3".
-var version = "devel"
 
 const usage = `usage: capd [--config FILE]          run the daemon
        capd --check-config [--config FILE]
@@ -54,7 +52,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if *showVersion {
-		fmt.Fprintln(stdout, "capd", version)
+		fmt.Fprintln(stdout, "capd", wire.Version)
 		return 0
 	}
 	load := func() (*config.Config, error) {
@@ -84,7 +82,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
-	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Level: level, Version: version, Log: log}); err != nil {
+	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Level: level, Version: wire.Version, Log: log}); err != nil {
 		log.Error("capd ends", "err", err)
 		return 1
 	}

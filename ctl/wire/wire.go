@@ -5,6 +5,10 @@ package wire
 
 import "time"
 
+// Version is the version of capctl and capd, set by the build
+// (-ldflags "-X capd/ctl/wire.Version=1.2.3") and by nobody else.
+var Version = "devel"
+
 // DefaultSocket is where capd listens and capctl connects, unless told otherwise.
 const DefaultSocket = "/run/capd/capd.sock"
 
