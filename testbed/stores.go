@@ -276,6 +276,8 @@ type S3 struct {
 type S3Options struct {
 	TLS     bool
 	Expired bool // the certificate is
+
+	VirtualDomain string // take BUCKET.VirtualDomain as the bucket's host too; "" = path style alone
 }
 
 // NewS3 starts an S3 server that lasts as long as the test.
@@ -298,6 +300,9 @@ func NewS3(t testing.TB, o S3Options) *S3 {
 		s.CAFile = filepath.Join(dir, "ca.pem")
 		certificate(t, dir, s.CAFile, o.Expired)
 		args = append(args, "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem"))
+	}
+	if o.VirtualDomain != "" {
+		args = append(args, "--virtual-domain", o.VirtualDomain)
 	}
 	// A sidecar keeps metadata off the file system's extended attributes, which not
 	// every test machine has.

@@ -77,8 +77,8 @@ type Env struct {
 
 // Timeouts bound every wait. The zero value of a field means its default.
 type Timeouts struct {
-	Connect  time.Duration // for a connection and its handshake: 10 s
-	Progress time.Duration // without a byte moving during a transfer, or an answer to a small question: 30 s
+	Connect  time.Duration // for a name to resolve, and for a connection: 10 s
+	Progress time.Duration // without a byte moving in a transfer, for a handshake, for a small question's answer: 30 s
 	Settle   time.Duration // for a server to answer after the last byte (it may be writing to slow disks): 2 min
 }
 

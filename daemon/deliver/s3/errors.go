@@ -78,7 +78,7 @@ func (s *Store) reason(code string, status int) (deliver.Reason, string) {
 	switch code {
 	case "SignatureDoesNotMatch":
 		return deliver.ReasonCredentials, "the secret does not belong to the access key's id, or the region is another: check both"
-	case "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "AuthFailure", "NotSignedUp", "InvalidClientTokenId", "XAdminNoSuchUser":
+	case "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "AuthFailure", "NotSignedUp", "InvalidClientTokenId", "XAdminUserNotFound":
 		return deliver.ReasonCredentials, "check the access key: the server does not know it, or not any more"
 	case "AccessDenied", "AllAccessDisabled", "AccountProblem":
 		return deliver.ReasonPermission, "give the key s3:PutObject and s3:GetObject below the profile's path, and s3:ListBucket on the bucket"

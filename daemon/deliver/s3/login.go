@@ -115,7 +115,8 @@ func (l *login) static(p deliver.Profile) error {
 	}
 	secret := strings.TrimSpace(string(data))
 	if secret == "" || strings.ContainsAny(secret, " \n\t") {
-		return deliver.Fail(deliver.ReasonSecretFile, nil, "secret_access_key_file: %s does not hold one secret on one line", p.SecretAccessKeyFile)
+		return deliver.Fail(deliver.ReasonSecretFile, nil, "secret_access_key_file: %s does not hold one secret on one line", p.SecretAccessKeyFile).
+			WithHint("write the secret into it and nothing else; the id belongs into access_key_id")
 	}
 	if sum := sha256.Sum256([]byte(secret)); l.creds == nil || sum != l.secret {
 		l.creds, l.secret, l.client = credentials.NewStaticV4(p.AccessKeyID, secret, ""), sum, nil

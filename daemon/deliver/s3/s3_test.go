@@ -2,6 +2,7 @@ package s3_test
 
 import (
 	"bytes"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -31,7 +32,7 @@ var places atomic.Int32
 // place makes a prefix in a server's bucket.
 func place(t *testing.T, s *testbed.S3) storetest.Place {
 	t.Helper()
-	prefix := "place" + string(rune('a'+places.Add(1))) + "/"
+	prefix := fmt.Sprintf("place%03d/", places.Add(1))
 	p := profile(s)
 	p.Path = prefix + "{date}/{file}"
 	return storetest.Place{
