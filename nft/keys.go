@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -121,7 +120,7 @@ func (k key) texts(values []filter.Span) []string {
 
 // spanText gives a value, a prefix or a range.
 func (k key) spanText(s filter.Span) string {
-	if s.Hi == nil || bytes.Equal(s.Lo, s.Hi) {
+	if s.Hi == nil {
 		return k.text(s.Lo)
 	}
 	if bits, ok := prefixLength(s); ok && k.needs4 != 0 {
@@ -130,8 +129,11 @@ func (k key) spanText(s filter.Span) string {
 	return k.text(s.Lo) + "-" + k.text(s.Hi)
 }
 
-// prefixLength tells whether a range is a prefix, and its length in bits.
+// prefixLength tells whether a value is a range and a prefix, and its length in bits.
 func prefixLength(s filter.Span) (int, bool) {
+	if s.Hi == nil {
+		return 0, false
+	}
 	bits, free := 0, false
 	for i := range s.Lo {
 		for bit := byte(0x80); bit != 0; bit >>= 1 {

@@ -114,7 +114,7 @@ func (l *lowerer) match(m filter.Match) []expr.Any {
 		return append(out, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: m.Op == filter.NotIn})
 	}
 	v := m.Values[0]
-	switch bits, isPrefix := prefixLength2(v); {
+	switch bits, isPrefix := prefixLength(v); {
 	case v.Hi == nil:
 		return append(out, &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: v.Lo})
 	case isPrefix && k.needs4 != 0 && bits%8 == 0:
@@ -131,14 +131,6 @@ func (l *lowerer) match(m filter.Match) []expr.Any {
 		return append(out, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: v.Lo, ToData: v.Hi})
 	}
 	return append(out, &expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: v.Lo}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: v.Hi})
-}
-
-// prefixLength2 is prefixLength for a value that may be none.
-func prefixLength2(s filter.Span) (int, bool) {
-	if s.Hi == nil {
-		return 0, false
-	}
-	return prefixLength(s)
 }
 
 // shorter loads only the first bytes, as nft does for prefixes of whole bytes.
@@ -257,8 +249,8 @@ func commentData(text string) []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, text)
 }
 
-// deviceChain gives the name of the base chain of a device, spelled so that nft can read
-// it back.
+// fitChainName spells a base chain's name, which has a device's name in it, so that nft
+// can read it back.
 func fitChainName(name string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
