@@ -1,0 +1,731 @@
+package ring
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"capd/ring/pcapng"
+	"capd/testbed"
+)
+
+// openIn opens a Reader in a namespace; it is closed when the test ends.
+func openIn(t *testing.T, ns string, c Config) *Reader {
+	t.Helper()
+	if c.Prefix == "" {
+		c.Prefix = testPrefix
+	}
+	if c.Memory == 0 {
+		c.Memory = 16 << 20
+	}
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = 32 << 20
+	}
+	var r *Reader
+	testbed.In(t, ns, func() (err error) {
+		r, err = Open(c)
+		return err
+	})
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// nft loads rules in a namespace. In the text, G0, G1, … stand for
+// `counter log prefix … group …` of the Reader's groups.
+func nft(t *testing.T, ns string, r *Reader, text string) {
+	t.Helper()
+	testbed.NeedCommand(t, "nft")
+	for i, g := range slices.Backward(r.Groups()) {
+		log := fmt.Sprintf("counter log prefix %q group %d queue-threshold 65535 snaplen 65535", testPrefix, g.Number)
+		text = strings.ReplaceAll(text, fmt.Sprintf("G%d", i), log)
+	}
+	cmd := exec.Command("ip", "netns", "exec", ns, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s\n%s", err, out, text)
+	}
+}
+
+// matched is what the counters of all log rules in a namespace say together.
+func matched(t *testing.T, ns string) (packets uint64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`counter packets (\d+)[^\n]*log prefix`).FindAllStringSubmatch(testbed.RunIn(t, ns, "nft", "list", "ruleset"), -1) {
+		n, err := strconv.ParseUint(m[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets += n
+	}
+	return packets
+}
+
+// kept is a packet with memory of its own.
+type kept struct {
+	Packet
+	frame    []byte
+	original uint32
+}
+
+// collect reads packets until io.EOF, or, with a patience, until none came for that long.
+func collect(t *testing.T, r *Reader, link LinkType, patience time.Duration) (out []kept) {
+	t.Helper()
+	var p Packet
+	var scratch [MaxHead]byte
+	for {
+		if patience > 0 {
+			r.SetDeadline(time.Now().Add(patience))
+		}
+		err := r.Next(&p)
+		if errors.Is(err, io.EOF) || patience > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := kept{Packet: p}
+		head, body, original, ok := p.Frame(link, &scratch)
+		if !ok {
+			t.Fatalf("no frame of link type %d: %+v", link, p)
+		}
+		k.frame, k.original = append(bytes.Clone(head), body...), original
+		k.Payload, k.HWAddr, k.HWHeader, k.L2Header = bytes.Clone(p.Payload), bytes.Clone(p.HWAddr), bytes.Clone(p.HWHeader), bytes.Clone(p.L2Header)
+		out = append(out, k)
+	}
+}
+
+// startTcpdump captures in a namespace; the function it gives ends it and reads its file.
+func startTcpdump(t *testing.T, ns, device, link string, args ...string) func() []pcapng.Packet {
+	t.Helper()
+	testbed.NeedCommand(t, "tcpdump")
+	path := filepath.Join(t.TempDir(), "judge.pcap")
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns, "tcpdump", "-Z", "root", "-i", device, "-y", link, "-s", "0", "-B", "16384",
+		"--immediate-mode", "-U", "--time-stamp-precision=nano", "-w", path}, args...)...)
+	stderr := new(testbed.Buffer)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	for start := time.Now(); !strings.Contains(stderr.String(), "listening on"); time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("tcpdump does not start: %s", stderr)
+		}
+	}
+	return func() []pcapng.Packet {
+		t.Helper()
+		time.Sleep(200 * time.Millisecond) // tcpdump writes what it has as it gets it
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("tcpdump: %v: %s", err, stderr)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		in, err := pcapng.NewClassicReader(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []pcapng.Packet
+		for {
+			p, err := in.Next()
+			if errors.Is(err, io.EOF) {
+				return out
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Body = bytes.Clone(p.Body)
+			out = append(out, p)
+		}
+	}
+}
+
+// deviceIndex is an interface's index in a namespace.
+func deviceIndex(t *testing.T, ns, name string) (index uint32) {
+	t.Helper()
+	testbed.In(t, ns, func() error {
+		dev, err := net.InterfaceByName(name)
+		if err == nil {
+			index = uint32(dev.Index)
+		}
+		return err
+	})
+	return index
+}
+
+// TestKernelContents compares packets of UDP, TCP and ICMP, of both families, with what
+// tcpdump sees on the same device: what arrives byte for byte with its SLL2 header and its
+// timestamp, what leaves byte for byte.
+func TestKernelContents(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 2, Clocked: 1})
+	groups := r.Groups()
+	if len(groups) != 3 || groups[0].Class != Stamped || groups[0].CPU != 0 || groups[1].CPU != 1 || groups[2].Class != Clocked || groups[2].CPU != -1 {
+		t.Fatalf("groups %+v", groups)
+	}
+	nft(t, p.B, r, `table inet t {
+		chain arriving {
+			type filter hook prerouting priority -450
+			meta l4proto { tcp, udp, icmp } meta cpu 0 G0
+			meta l4proto { tcp, udp, icmp } meta cpu != 0 G1
+			icmpv6 type { echo-request, echo-reply } G0
+		}
+		chain leaving {
+			type filter hook output priority -450
+			meta l4proto { tcp, udp, icmp } meta mark set 77 G2
+			icmpv6 type { echo-request, echo-reply } G2
+		}
+	}`)
+	judge := startTcpdump(t, p.B, "any", "LINUX_SLL2", "tcp or udp or icmp or (icmp6 and (ip6[40] == 128 or ip6[40] == 129))")
+	before := time.Now().UnixNano()
+	sent, err := testbed.SendAll(p, 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := collect(t, r, LinkSLL2, 300*time.Millisecond)
+	after := time.Now().UnixNano()
+	want := judge()
+	if len(got) != len(want) || len(got) < len(sent) {
+		t.Fatalf("%d packets, tcpdump has %d, %d payloads were sent", len(got), len(want), len(sent))
+	}
+	vb := deviceIndex(t, p.B, "vb")
+	arrived, left := map[string]int64{}, map[string]int{} // frame → time; no two are alike
+	for _, w := range want {
+		if w.Body[10] == outgoing {
+			left[string(w.Body[sll2Header:])]++
+		} else {
+			arrived[string(w.Body)] = w.Time
+		}
+	}
+	last := int64(0)
+	for i, g := range got {
+		if g.Time < last {
+			t.Errorf("packet %d is %v older than the one before", i, time.Duration(last-g.Time))
+		}
+		last = g.Time
+		if g.Time < before-1000 || g.Time > after {
+			t.Errorf("packet %d: time %d is not between %d and %d", i, g.Time, before, after)
+		}
+		if g.Dropped != 0 || g.Cut || int(g.original) != len(g.frame) {
+			t.Errorf("packet %d: %d of %d bytes, %d lost before", i, len(g.frame), g.original, g.Dropped)
+		}
+		switch g.Hook {
+		case HookPrerouting:
+			// The same stamp, in microseconds. TCP segments from a local sender still carry the
+			// sender's stamp, which is of another clock: both readers then take the time at which
+			// they see the packet.
+			theirs, ok := arrived[string(g.frame)]
+			if same := g.Time/1000 == theirs/1000; !ok || !same && (g.frame[sll2Header+9] != 6 && g.frame[sll2Header+6] != 6 || g.Time < theirs-1000) {
+				t.Errorf("packet %d is not what tcpdump saw: %d, %d, %x", i, g.Time, theirs, g.frame)
+			}
+			delete(arrived, string(g.frame))
+			if !g.KernelTime || g.In != vb || g.Out != 0 || g.Group > 1 || g.Direction() != Inbound || g.HasUID {
+				t.Errorf("packet %d: %+v", i, g.Packet)
+			}
+		case HookOutput:
+			if left[string(g.Payload)]--; left[string(g.Payload)] < 0 {
+				t.Errorf("packet %d is not what tcpdump saw: %x", i, g.Payload)
+			}
+			if g.KernelTime || g.Out != vb || g.In != 0 || g.Group != 2 || g.Direction() != Outbound || g.HWHeader != nil || g.HWAddr != nil {
+				t.Errorf("packet %d: %+v", i, g.Packet)
+			}
+			if g.HasUID && g.UID != uint32(os.Getuid()) {
+				t.Errorf("packet %d: owner %d", i, g.UID)
+			}
+		default:
+			t.Errorf("packet %d: hook %d", i, g.Hook)
+		}
+		if (g.Family == FamilyIPv6) != (g.Protocol == etherIPv6) || g.Payload[0]>>4 == 6 != (g.Family == FamilyIPv6) {
+			t.Errorf("packet %d: family %d, ethertype %#x", i, g.Family, g.Protocol)
+		}
+	}
+	for _, s := range r.Stats().Groups {
+		if s.Lost() != 0 || s.Foreign != 0 || s.Garbage != 0 {
+			t.Errorf("account %+v", s)
+		}
+	}
+}
+
+// TestKernelNetdev compares whole Ethernet frames at ingress and egress with tcpdump's.
+func TestKernelNetdev(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1})
+	nft(t, p.B, r, `table netdev t {
+		chain arriving { type filter hook ingress device "vb" priority 0; G0; }
+		chain leaving { type filter hook egress device "vb" priority 0; G0; }
+	}`)
+	judge := startTcpdump(t, p.B, "vb", "EN10MB")
+	if _, err := testbed.SendAll(p, 5); err != nil { // with ARP and neighbour discovery
+		t.Fatal(err)
+	}
+	got := slices.DeleteFunc(collect(t, r, LinkEthernet, 300*time.Millisecond), func(k kept) bool { return unasked(k.frame) })
+	packets := slices.DeleteFunc(judge(), func(p pcapng.Packet) bool { return unasked(p.Body) })
+	want := map[string]int{}
+	for _, w := range packets {
+		want[string(w.Body)]++
+	}
+	if len(got) != len(packets) {
+		t.Errorf("%d packets, tcpdump has %d", len(got), len(packets))
+	}
+	vb := deviceIndex(t, p.B, "vb")
+	ways := map[Direction]int{}
+	for i, g := range got {
+		if want[string(g.frame)]--; want[string(g.frame)] < 0 {
+			t.Errorf("packet %d is not what tcpdump saw: %x", i, g.frame)
+		}
+		if g.Interface() != vb || !g.KernelTime {
+			t.Errorf("packet %d: %+v", i, g.Packet)
+		}
+		ways[g.Direction()]++
+	}
+	if ways[Inbound] == 0 || ways[Outbound] == 0 || ways[DirectionUnknown] != 0 {
+		t.Errorf("directions %v", ways)
+	}
+}
+
+// unasked tells frames that a host sends when it likes: multicast listener reports (they
+// have a hop-by-hop header) and router solicitations.
+func unasked(frame []byte) bool {
+	return be.Uint16(frame[12:]) == etherIPv6 && (frame[20] == 0 || frame[20] == 58 && frame[54] == 133)
+}
+
+// TestKernelSnaplen sees cut packets and their true lengths.
+func TestKernelSnaplen(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1, CopyRange: 60})
+	nft(t, p.B, r, `table inet t { chain arriving { type filter hook prerouting priority -450; meta l4proto udp G0; }; }`)
+	for _, to := range []netip.Addr{testbed.B4, testbed.B6} {
+		s := testbed.Stream{From: p.A, To: p.B, Destination: netip.AddrPortFrom(to, 5000), Count: 3, Size: 900}
+		if _, err := testbed.SendUDP(s); err != nil {
+			t.Fatal(err)
+		}
+		s.Size = 10
+		if _, err := testbed.SendUDP(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := collect(t, r, LinkRaw, 300*time.Millisecond)
+	if len(got) != 12 {
+		t.Fatalf("%d packets", len(got))
+	}
+	for i, g := range got {
+		length := []int{928, 38, 948, 58}[i/3]
+		if len(g.frame) != min(60, length) || int(g.original) != length || g.Cut != (length >= 60) {
+			t.Errorf("packet %d: %d of %d bytes, cut %v; want %d", i, len(g.frame), g.original, g.Cut, length)
+		}
+	}
+}
+
+// TestKernelGSO takes a TCP stream in segments of up to 64 KiB, as the kernel carries
+// them, and puts it together again.
+func TestKernelGSO(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1})
+	nft(t, p.B, r, `table inet t { chain arriving { type filter hook prerouting priority -450; tcp dport 5001 G0; }; }`)
+	data := make([]byte, 8<<20)
+	for i := range data {
+		data[i] = byte(i * i >> 7)
+	}
+	var l net.Listener
+	testbed.In(t, p.B, func() (err error) {
+		l, err = net.Listen("tcp", "10.9.0.2:5001")
+		return err
+	})
+	defer func() { _ = l.Close() }()
+	sunk := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, err = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
+		sunk <- err
+	}()
+	testbed.In(t, p.A, func() error {
+		c, err := net.Dial("tcp", "10.9.0.2:5001")
+		if err != nil {
+			return err
+		}
+		if _, err := c.Write(data); err != nil {
+			return err
+		}
+		return c.Close()
+	})
+	if err := <-sunk; err != nil {
+		t.Fatal(err)
+	}
+	stream := make([]byte, len(data))
+	longest, first := 0, uint32(0)
+	for i, g := range collect(t, r, LinkRaw, 300*time.Millisecond) {
+		longest = max(longest, len(g.frame))
+		if g.Dropped != 0 || int(g.original) != len(g.frame) || g.Cut {
+			t.Fatalf("segment %d: %d of %d bytes, %d lost before", i, len(g.frame), g.original, g.Dropped)
+		}
+		tcp := g.frame[20:]
+		at := be.Uint32(tcp[4:])
+		if tcp[13]&2 != 0 { // SYN
+			first = at + 1
+			continue
+		}
+		copy(stream[min(int(at-first), len(stream)):], tcp[tcp[12]>>4*4:])
+	}
+	if sha256.Sum256(stream) != sha256.Sum256(data) {
+		t.Error("the stream is not what was sent")
+	}
+	if longest < 60_000 {
+		t.Errorf("the longest packet has %d bytes: no GSO packets were seen", longest)
+	}
+}
+
+// flood injects frames into the namespace's vb.
+func flood(t *testing.T, ns string, n, length int) {
+	t.Helper()
+	sent, err := testbed.Inject(ns, testbed.InjectOptions{Interface: "vb", Count: n, Length: length})
+	if err != nil || sent.Frames != n {
+		t.Fatalf("injected %d of %d frames: %v", sent.Frames, n, err)
+	}
+}
+
+const floodRule = `table inet t {
+	chain capture { udp dport 9 G0; }
+	chain arriving { type filter hook prerouting priority -450; jump capture; udp dport 9 drop; }
+}`
+
+// TestKernelLoss overruns a small receive buffer while nobody reads, and accounts for
+// every packet: by gaps, and at the tail by the rule's counter.
+func TestKernelLoss(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1, ReceiveBuffer: 400_000})
+	nft(t, p.B, r, floodRule)
+	const n = 100_000
+	var received, dropped uint64
+	read := func() {
+		for _, g := range collect(t, r, LinkRaw, 200*time.Millisecond) {
+			received++
+			dropped += g.Dropped
+		}
+	}
+	flood(t, p.B, n, 60)
+	read()
+	if received == 0 || received > n/2 {
+		t.Fatalf("%d of %d packets fit into the receive buffer", received, n)
+	}
+	flood(t, p.B, 10, 60) // shows the gap at the tail
+	read()
+	if got := matched(t, p.B); received+dropped != got || got != n+10 {
+		t.Errorf("received %d + gaps %d = %d, the counter says %d, injected were %d", received, dropped, received+dropped, got, n+10)
+	}
+	checkAccount(t, r, 0, n+9)
+	if s := r.Stats().Groups[0]; s.Gaps != dropped || s.Received != received || s.Malformed != 0 {
+		t.Errorf("account %+v", s)
+	}
+
+	// At the tail.
+	flood(t, p.B, n, 60)
+	testbed.RunIn(t, p.B, "nft", "flush", "chain", "inet", "t", "arriving")
+	r.SetDeadline(time.Time{})
+	r.Drain()
+	for _, g := range collect(t, r, LinkRaw, 0) {
+		received++
+		dropped += g.Dropped
+	}
+	counter := matched(t, p.B)
+	s := r.Stats().Groups[0]
+	tail := counter - s.Received - s.Gaps - s.Malformed
+	if counter != 2*n+10 || s.Received != received || s.Gaps != dropped || tail == 0 || tail > n {
+		t.Errorf("counter %d, received %d, gaps %d, so lost at the tail %d", counter, s.Received, s.Gaps, tail)
+	}
+}
+
+// TestKernelDrain stops in the middle of traffic, over and over: nothing may be missing.
+func TestKernelDrain(t *testing.T) {
+	p := testbed.NewPair(t)
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := testbed.Inject(p.B, testbed.InjectOptions{Interface: "vb", Count: 20_000, Rate: 100_000, Flows: 10}); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for round := range 10 {
+		r := openIn(t, p.B, Config{Stamped: 2})
+		nft(t, p.B, r, `table inet t {
+			chain capture { udp dport 9 udp sport 4000-4004 G0; udp dport 9 udp sport 4005-4009 G1; }
+			chain arriving { type filter hook prerouting priority -450; jump capture; udp dport 9 drop; }
+		}`)
+		var p2 Packet
+		packets, last, unordered := uint64(0), int64(0), 0
+		take := func() {
+			packets++
+			if p2.Time < last {
+				unordered++
+			}
+			last = p2.Time
+		}
+		r.SetDeadline(time.Now().Add(time.Duration(30+round*7) * time.Millisecond))
+		for {
+			err := r.Next(&p2)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			take()
+		}
+		testbed.RunIn(t, p.B, "nft", "flush chain inet t arriving; add rule inet t arriving udp dport 9 drop")
+		_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, 1, 0, 0) // no packet is in the old rules any more
+		r.SetDeadline(time.Time{})
+		r.Drain()
+		for {
+			err := r.Next(&p2)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			take()
+		}
+		counter, sum := matched(t, p.B), uint64(0)
+		for _, s := range r.Stats().Groups {
+			sum += s.Received + s.Gaps + s.Malformed
+		}
+		if counter != packets || sum != counter || counter == 0 {
+			t.Errorf("round %d: the counters say %d, %d packets came, the account adds up to %d", round, counter, packets, sum)
+		}
+		if unordered != 0 && r.Stats().Hurried == 0 {
+			t.Errorf("round %d: %d packets out of order", round, unordered)
+		}
+		testbed.RunIn(t, p.B, "nft", "delete", "table", "inet", "t")
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKernelForeign has another rule use the same group.
+func TestKernelForeign(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1})
+	nft(t, p.B, r, fmt.Sprintf(`table inet t { chain arriving { type filter hook prerouting priority -450
+		meta l4proto udp G0
+		meta l4proto udp log prefix "somebody else" group %d
+	}
+	}`, r.Groups()[0].Number))
+	if _, err := testbed.SendUDP(testbed.Stream{From: p.A, To: p.B, Destination: netip.AddrPortFrom(testbed.B4, 5000), Count: 50}); err != nil {
+		t.Fatal(err)
+	}
+	if got := collect(t, r, LinkRaw, 200*time.Millisecond); len(got) != 50 {
+		t.Errorf("%d packets", len(got))
+	}
+	if s := r.Stats().Groups[0]; s.Received != 50 || s.Foreign != 50 || s.Gaps != 0 {
+		t.Errorf("account %+v", s)
+	}
+	checkAccount(t, r, 0, 99)
+}
+
+// TestKernelBatches sees that batches grow with a flood, and that without one a Clocked
+// packet comes at once.
+func TestKernelBatches(t *testing.T) {
+	p := testbed.NewPair(t)
+	r := openIn(t, p.B, Config{Stamped: 1})
+	nft(t, p.B, r, floodRule)
+	done := make(chan error, 1)
+	go func() {
+		_, err := testbed.Inject(p.B, testbed.InjectOptions{Interface: "vb", Count: 300_000})
+		done <- err
+	}()
+	var q Packet
+	for range 300_000 {
+		r.SetDeadline(time.Now().Add(5 * time.Second))
+		if err := r.Next(&q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	s := r.Stats()
+	if g := s.Groups[0]; g.Bytes/g.Datagrams < 40_000 || g.Gaps != 0 {
+		t.Errorf("%d datagrams of %d bytes on average, %d gaps", g.Datagrams, g.Bytes/g.Datagrams, g.Gaps)
+	}
+
+	c := openIn(t, p.B, Config{Clocked: 1})
+	nft(t, p.B, c, `table inet u { chain leaving { type filter hook output priority -450; udp dport 7 G0; }; }`)
+	if _, err := testbed.SendUDP(testbed.Stream{From: p.B, To: p.A, Destination: netip.AddrPortFrom(testbed.A4, 7), Count: 30, Interval: 2 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if got := collect(t, c, LinkRaw, 200*time.Millisecond); len(got) != 30 {
+		t.Errorf("%d packets", len(got))
+	}
+	if g := c.Stats().Groups[0]; g.Datagrams != 30 {
+		t.Errorf("30 packets came in %d datagrams", g.Datagrams)
+	}
+}
+
+// TestKernelIdle counts how often a Reader without traffic wakes up, and wakes it.
+func TestKernelIdle(t *testing.T) {
+	ns := testbed.NewNS(t)
+	r := openIn(t, ns, Config{Stamped: 2, Clocked: 2})
+	woken := make(chan struct{})
+	go func() {
+		time.Sleep(300 * time.Millisecond)
+		r.Wake()
+		close(woken)
+	}()
+	var p Packet
+	if err := r.Next(&p); !errors.Is(err, ErrWoken) {
+		t.Errorf("got %v", err)
+	}
+	<-woken
+	if s := r.Stats(); s.Waits > 3 || s.Rounds > 6 {
+		t.Errorf("%d waits and %d rounds while nothing happened", s.Waits, s.Rounds)
+	}
+	r.SetDeadline(time.Now().Add(-time.Second))
+	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	r.SetDeadline(time.Time{})
+	r.Drain()
+	if err := r.Next(&p); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestKernelGroups has many Readers take groups of their own, and give them back.
+func TestKernelGroups(t *testing.T) {
+	ns := testbed.NewNS(t)
+	seen := map[uint16]bool{}
+	var readers []*Reader
+	for range 8 {
+		r := openIn(t, ns, Config{Stamped: 2, Clocked: 2, Memory: 1, ReceiveBuffer: 1 << 20})
+		readers = append(readers, r)
+		for _, g := range r.Groups() {
+			if seen[g.Number] || g.Number < firstNumber {
+				t.Errorf("group %d is given twice or too low", g.Number)
+			}
+			seen[g.Number] = true
+		}
+	}
+	bound := func() int {
+		return strings.Count(testbed.RunIn(t, ns, "cat", "/proc/net/netfilter/nfnetlink_log"), "\n")
+	}
+	if n := bound(); n != 32 {
+		t.Errorf("%d groups are bound, want 32", n)
+	}
+	for _, r := range readers {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := bound(); n != 0 {
+		t.Errorf("%d groups are bound after Close", n)
+	}
+}
+
+// dropCapabilities takes all rights from the calling thread.
+func dropCapabilities() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	return unix.Capset(&header, &none[0])
+}
+
+// TestKernelRights opens without rights, and goes on after giving them up.
+func TestKernelRights(t *testing.T) {
+	p := testbed.NewPair(t)
+	err := testbed.Do(p.B, func() error {
+		if err := dropCapabilities(); err != nil {
+			return err
+		}
+		r, err := Open(Config{Stamped: 1})
+		if err == nil {
+			return errors.Join(errors.New("opened"), r.Close())
+		}
+		return err
+	})
+	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "BIND") {
+		t.Errorf("without rights: %v", err)
+	}
+
+	r := openIn(t, p.B, Config{Stamped: 1, Clocked: 1})
+	nft(t, p.B, r, floodRule)
+	const n = 50_000
+	packets := 0
+	testbed.In(t, p.B, func() error {
+		if err := dropCapabilities(); err != nil {
+			return err
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := testbed.Inject(p.B, testbed.InjectOptions{Interface: "vb", Count: n, Rate: 100_000})
+			done <- err
+		}()
+		var q Packet
+		for ; packets < n; packets++ {
+			r.SetDeadline(time.Now().Add(5 * time.Second))
+			if err := r.Next(&q); err != nil {
+				return fmt.Errorf("after %d packets: %w", packets, err)
+			}
+		}
+		if err := <-done; err != nil {
+			return err
+		}
+		r.SetDeadline(time.Time{})
+		r.Drain()
+		for {
+			err := r.Next(&q)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			packets++
+		}
+	})
+	if got := matched(t, p.B); got != n || packets != n {
+		t.Errorf("%d packets, the counter says %d, injected were %d", packets, got, n)
+	}
+}
