@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -147,7 +146,11 @@ func (e *engine) packet(p *ring.Packet) {
 // whether it did: a packet that the link type cannot express, or that comes when a limit
 // is reached, is discarded.
 func (e *engine) keep(p *ring.Packet) bool {
-	if err := cmp.Or(e.out.Err(), e.out.Full()); err != nil {
+	err := e.out.Err()
+	if err == nil {
+		err = e.out.Full()
+	}
+	if err != nil {
 		e.end(writeFailure(err))
 		return false
 	}

@@ -138,7 +138,9 @@ func sizeShares(cfg *config.Config) (*shares, error) {
 	ringSize, receive := int(cfg.Ring.Size), int(cfg.Ring.ReceiveBuffer)
 	switch {
 	case ringSize == 0 && receive == 0:
-		ringSize, receive = both/2, both/2
+		// Receive buffers take memory only when they fill; the ring's is taken in advance.
+		ringSize = max(both/4, minRing)
+		receive = both - ringSize
 	case ringSize == 0:
 		ringSize = max(both-receive, minRing)
 	case receive == 0:
