@@ -114,6 +114,10 @@ func (s *socket) send(m message, f *os.File) error {
 	return errors.Join(controlErr, err)
 }
 
+// tell sends a message that needs no care: where it does not arrive, the end of the
+// connection says the same.
+func (s *socket) tell(m message) { _ = s.send(m, nil) }
+
 // receive waits for one message. The file, if any, is the caller's. io.EOF when the
 // other side is gone.
 func (s *socket) receive(buf []byte) (message, *os.File, error) {

@@ -201,7 +201,7 @@ func (s *server) put(ctx context.Context, m message, f *os.File) (Result, error)
 		sum := total.Add(n)
 		if now := time.Now(); now.Sub(told) >= progressEvery {
 			told = now
-			s.socket.send(message{Kind: kindProgress, ID: m.ID, Bytes: sum}, nil) // the answer tells of a parent that is gone
+			s.socket.tell(message{Kind: kindProgress, ID: m.ID, Bytes: sum})
 		}
 	}
 	return st.Put(ctx, o)
@@ -288,7 +288,7 @@ func (s *server) announce(ctx context.Context, destination string, f Flow) (func
 		forget()
 		return nil, Fail(ReasonProcess, err, "announce the connection")
 	}
-	release := func() { s.socket.send(message{Kind: kindFlowClosed, ID: id}, nil) } // a parent that is gone has released it
+	release := func() { s.socket.tell(message{Kind: kindFlowClosed, ID: id}) } // a parent that is gone has released it
 	select {
 	case m := <-answers:
 		if m.Err != nil {

@@ -77,7 +77,9 @@ func (c *Client) runProcess(ctx context.Context) (err error) {
 		case <-ctx.Done():
 		}
 		// No more requests: the process ends those it has and exits by itself.
-		parent.conn.CloseWrite()
+		if err := parent.conn.CloseWrite(); err != nil {
+			cmd.Process.Kill()
+		}
 		select {
 		case <-ended:
 		case <-time.After(closeWait):
@@ -154,7 +156,7 @@ type openFlow struct {
 // begin asks for the connection on a goroutine of its own and answers the process.
 func (t *flowTable) begin(ctx context.Context, id uint64, f messageFlow) {
 	if t.ask == nil {
-		t.socket.send(message{Kind: kindFlowAnswer, ID: id}, nil)
+		t.socket.tell(message{Kind: kindFlowAnswer, ID: id})
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -176,7 +178,7 @@ func (t *flowTable) begin(ctx context.Context, id uint64, f messageFlow) {
 		if ended && release != nil {
 			release()
 		}
-		t.socket.send(answer, nil) // a process that is gone needs no answer
+		t.socket.tell(answer)
 	})
 }
 

@@ -104,15 +104,16 @@ func name(given, otherwise string) string {
 func (s *Store) authenticate(ctx context.Context, core *minio.Core, steps *deliver.Steps) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for object := range core.Client.ListObjects(ctx, s.p.Bucket, minio.ListObjectsOptions{Prefix: deliver.FixedFolder(s.p.Path), MaxKeys: 1}) {
-		if denied(object.Err) {
-			steps.OK(deliver.StepAuthenticate, "the key is known; it may not list the bucket, which is not needed")
-			return nil
-		}
-		if object.Err != nil {
-			return object.Err
-		}
-		break
+	first := <-core.Client.ListObjects(ctx, s.p.Bucket, minio.ListObjectsOptions{Prefix: deliver.FixedFolder(s.p.Path), MaxKeys: 1})
+	if denied(first.Err) {
+		steps.OK(deliver.StepAuthenticate, "the key is known; it may not list the bucket, which is not needed")
+		return nil
+	}
+	if first.Err != nil {
+		return first.Err
+	}
+	if ctx.Err() != nil { // then the list ends without a word
+		return context.Cause(ctx)
 	}
 	steps.OK(deliver.StepAuthenticate, "bucket "+s.p.Bucket)
 	return nil
@@ -165,7 +166,9 @@ func (s *Store) probe(ctx context.Context, core *minio.Core, watch *deliver.Watc
 			}
 		}
 		if err != nil {
-			u.remove(ctx, info.VersionID)
+			if removeErr := u.remove(ctx, info.VersionID); removeErr != nil {
+				s.log.Warn("a probe stays in the bucket", "url", u.url(), "err", removeErr)
+			}
 			fail(deliver.StepReadBack, err)
 			return
 		}

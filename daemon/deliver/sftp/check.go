@@ -67,9 +67,15 @@ func (s *Store) probe(ctx context.Context, c *session, steps *deliver.Steps) {
 		}
 		return err
 	}
+	// After a failure there may be nothing to remove, and that one is reported.
+	discard := func() {
+		if err := remove(); err != nil {
+			s.log.Debug("remove the probe", "file", o.Path, "err", err)
+		}
+	}
 	result, err := p.run(ctx)
 	if err != nil {
-		remove()
+		discard()
 		fail(deliver.StepWrite, err)
 		return
 	}
@@ -80,7 +86,7 @@ func (s *Store) probe(ctx context.Context, c *session, steps *deliver.Steps) {
 			err = deliver.Fail(deliver.ReasonCorrupt, nil, "%s does not hold what was written", o.Path)
 		}
 		if err != nil {
-			remove()
+			discard()
 			fail(deliver.StepReadBack, err)
 			return
 		}

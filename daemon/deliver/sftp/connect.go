@@ -95,7 +95,7 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		// A server that ends the channel and not the connection has no SFTP for us.
 		_, _, aliveErr := client.SendRequest("keepalive@openssh.com", true, nil)
 		client.Close()
-		client.Wait()
+		_ = client.Wait() // for its goroutines
 		if aliveErr != nil || ctx.Err() != nil {
 			return nil, &stepError{deliver.StepAuthenticate, deliver.Classify(ctx, err, "open SFTP on %s", s.p.Address)}
 		}

@@ -211,8 +211,8 @@ func (c *session) offers(extension string) bool {
 // close ends the connection and waits until its goroutines have ended.
 func (c *session) close() {
 	c.once.Do(func() { c.ssh.Close() })
-	c.sftp.Wait() // ends with the connection, and says nothing new
-	c.wait()
+	_ = c.sftp.Wait() // both end with the connection, and say nothing new
+	_ = c.wait()
 }
 
 // endWith closes the connection when ctx ends: at once when nothing moves any more, else

@@ -61,6 +61,7 @@ func Run(t *testing.T, s Suite) {
 		{"a connection cut at every phase", s9},
 		{"a lost answer is settled by looking", s10},
 		{"a link that stalls", s11},
+		{"a check over a link that stalls", s16},
 		{"a server that went away and came back", s12},
 		{"a check leaves nothing", s13},
 		{"a check without a probe", s14},
