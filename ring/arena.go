@@ -49,9 +49,9 @@ func (a *arena) room() []byte {
 	}
 	oldest := a.slots[a.first].offset
 	if a.write > oldest {
-		// Start over as soon as that leaves room for twice what is held: the shorter the way
-		// round, the more of it stays in the cache.
-		early := oldest > 2*(a.write-oldest)+8*window
+		// Start over before the end where that leaves room for twice what is held and a
+		// quarter of the ring: the shorter the way round, the more of it stays in the cache.
+		early := oldest > 2*(a.write-oldest)+len(a.area)/4
 		if !early && len(a.area)-a.write >= window {
 			return a.area[a.write : a.write+window : a.write+window]
 		}

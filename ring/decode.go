@@ -11,7 +11,7 @@ import (
 const (
 	nlmsgHeader  = 16
 	nlmsgError   = 2
-	ulogPacket   = 4<<8 | 0 // NFNL_SUBSYS_ULOG, NFULNL_MSG_PACKET
+	ulogPacket   = 4 << 8   // NFNL_SUBSYS_ULOG, NFULNL_MSG_PACKET
 	ulogConfig   = 4<<8 | 1 // NFULNL_MSG_CONFIG
 	nfgenHeader  = 4
 	attrHeader   = 4

@@ -1,7 +1,6 @@
 package ring
 
 import (
-	"math"
 	"sync/atomic"
 )
 
@@ -147,71 +146,4 @@ func (g *group) decode(d *decoder, p *Packet) bool {
 	}
 	g.dirty = true // the slot's packets are in the account now
 	return false
-}
-
-// heap holds the groups that have a packet ready, the earliest first.
-type heap []entry
-
-type entry struct {
-	time int64
-	g    *group
-}
-
-// earliest is the time of the first packet, MaxInt64 where there is none.
-func (h heap) earliest() int64 {
-	if len(h) == 0 {
-		return math.MaxInt64
-	}
-	return h[0].time
-}
-
-// before orders packets by time, and those of the same time by group.
-func (e entry) before(o entry) bool {
-	return e.time < o.time || e.time == o.time && e.g.index < o.g.index
-}
-
-// push adds a group by its head. The capacity is there from the start.
-func (h *heap) push(g *group) {
-	*h = append(*h, entry{g.head.Time, g})
-	s := *h
-	for i := len(s) - 1; i > 0; {
-		up := (i - 1) / 2
-		if !s[i].before(s[up]) {
-			return
-		}
-		s[i], s[up] = s[up], s[i]
-		i = up
-	}
-}
-
-// remove takes entry i out; 0 is the earliest.
-func (h *heap) remove(i int) *group {
-	s := *h
-	g := s[i].g
-	last := len(s) - 1
-	s[i] = s[last]
-	s[last] = entry{}
-	s = s[:last]
-	*h = s
-	if i == last {
-		return g
-	}
-	for i > 0 && s[i].before(s[(i-1)/2]) {
-		s[i], s[(i-1)/2] = s[(i-1)/2], s[i]
-		i = (i - 1) / 2
-	}
-	for {
-		down := 2*i + 1
-		if down >= last {
-			return g
-		}
-		if right := down + 1; right < last && s[right].before(s[down]) {
-			down = right
-		}
-		if !s[down].before(s[i]) {
-			return g
-		}
-		s[i], s[down] = s[down], s[i]
-		i = down
-	}
 }

@@ -4,6 +4,7 @@ package ring
 // (https://www.tcpdump.org/linktypes.html).
 type LinkType uint16
 
+// Link types that Frame can write.
 const (
 	LinkEthernet LinkType = 1
 	LinkRaw      LinkType = 101

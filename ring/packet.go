@@ -82,6 +82,7 @@ const (
 // Direction of a packet through its interface, with the values of pcapng's epb_flags.
 type Direction uint8
 
+// Directions.
 const (
 	DirectionUnknown Direction = 0
 	Inbound          Direction = 1

@@ -3,7 +3,6 @@ package ring
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -59,7 +58,6 @@ type Reader struct {
 	nap      int64     // how long to sleep when busy
 
 	draining bool
-	finished bool
 	failed   error
 
 	woken   atomic.Bool
@@ -232,128 +230,6 @@ func (r *Reader) Groups() []Group {
 	return out
 }
 
-// Next gives the next packet in p, waiting for it if need be. p's slices are valid until
-// the next call. It allocates nothing. Errors: os.ErrDeadlineExceeded at the deadline,
-// ErrWoken after Wake (both leave everything as it was, and packets can be overtaken by
-// them for no longer than it takes to read a few datagrams), io.EOF when everything was
-// read after Drain, ErrClosed, or what made reading impossible.
-func (r *Reader) Next(p *Packet) error {
-	if g := r.run; g != nil {
-		if g.decode(&r.decoder, p) {
-			if p.Time <= r.limit {
-				return nil
-			}
-			g.head = *p
-			r.heap.push(g)
-		} else {
-			r.advance(g)
-		}
-		r.run = nil
-	}
-	return r.choose(p)
-}
-
-// advance goes on to the group's next packet in its next slot, or marks it silent.
-func (r *Reader) advance(g *group) {
-	for g.first >= 0 {
-		if len(g.data) > 0 && g.decode(&r.decoder, &g.head) {
-			r.heap.push(g)
-			return
-		}
-		done := g.first
-		s := &r.arena.slots[done]
-		g.tuning.read(g.packets, s.length)
-		g.packets = 0
-		g.data = nil
-		g.first = s.next
-		r.arena.release(done)
-		if g.first >= 0 {
-			r.start(g)
-		}
-	}
-	g.last = -1
-	r.silent(g)
-}
-
-// start begins to decode the group's first slot.
-func (r *Reader) start(g *group) {
-	g.data = r.arena.bytes(g.first)
-	g.clock = r.arena.slots[g.first].clock
-	r.started++
-}
-
-// silent notes that a group has no packet at hand.
-func (r *Reader) silent(g *group) {
-	if g.Class == Stamped && g.state != closed {
-		r.horizon = min(r.horizon, g.horizon)
-	}
-}
-
-// choose finds the group whose turn it is, reading the sockets as needed.
-func (r *Reader) choose(p *Packet) error {
-	if r.started > perRound {
-		// Packets are at hand, but deadlines and silent groups must not wait for their end.
-		if _, err := r.read(false); err != nil {
-			return err
-		}
-	}
-	for looked := false; ; {
-		if i := r.ready(); i >= 0 {
-			g := r.heap.remove(i)
-			*p = g.head
-			r.run, r.limit = g, r.heap.earliest()
-			return nil
-		}
-		if looked {
-			if r.draining && r.over() {
-				return io.EOF
-			}
-			if err := r.wait(); err != nil {
-				return err
-			}
-		}
-		got, err := r.read(true)
-		if err != nil {
-			return err
-		}
-		looked = got == 0
-	}
-}
-
-// ready gives the place in the heap of the packet that may be handed over now, -1 where
-// there is none.
-func (r *Reader) ready() int {
-	if len(r.heap) == 0 {
-		return -1
-	}
-	i := 0
-	if r.urgent != nil {
-		i = r.heap.find(r.urgent)
-		r.urgent = nil
-	}
-	s := &r.arena.slots[r.heap[i].g.first]
-	if s.received > r.horizon {
-		if !r.full && i == 0 {
-			return -1
-		}
-		if !s.hurried {
-			s.hurried = true
-			r.hurried.Add(1)
-		}
-	}
-	return i
-}
-
-// find gives the place of a group, 0 if it is not there.
-func (h heap) find(g *group) int {
-	for i := range h {
-		if h[i].g == g {
-			return i
-		}
-	}
-	return 0
-}
-
 // clocks reads both clocks: nanoseconds since Open, and since the Unix epoch.
 func (r *Reader) clocks() (monotonic, wall int64) {
 	now := time.Now()
@@ -406,16 +282,6 @@ func (r *Reader) read(all bool) (int, error) {
 		}
 	}
 	return got, nil
-}
-
-// owner finds the group whose current slot this is.
-func (r *Reader) owner(slot int32) *group {
-	for i := range r.groups {
-		if g := &r.groups[i]; g.first == slot {
-			return g
-		}
-	}
-	return nil
 }
 
 // fill reads from one socket into the ring. now is the monotonic clock, kept up to date.
@@ -490,106 +356,6 @@ func (r *Reader) dry(g *group, now int64) error {
 		return r.leave(g, now)
 	}
 	return nil
-}
-
-// wait sleeps until something can have changed.
-func (r *Reader) wait() error {
-	now, _ := r.clock()
-	until := min(r.deadline, r.wakeup(now))
-	busy := r.busy(now)
-	if busy {
-		until = min(until, now+r.nap)
-	} else if len(r.heap) > 0 {
-		until = min(until, r.arena.slots[r.heap[0].g.first].received+r.lag(now))
-	}
-	r.burst = 0
-	r.waits.Store(r.waits.Load() + 1)
-	wait := int64(time.Hour)
-	if until != never {
-		wait = max(0, min(wait, until-now))
-	}
-	if err := r.sleep(!busy, wait); err != nil {
-		r.failed = fmt.Errorf("ring: %w", err)
-		return r.failed
-	}
-	return nil
-}
-
-// lag is how long the earliest packet is held back at most from its reception on: until
-// the silent groups can be trusted to have nothing before it.
-func (r *Reader) lag(now int64) int64 {
-	most := int64(0)
-	for i := range r.groups {
-		if g := &r.groups[i]; g.Class == Stamped && g.first < 0 && g.state != closed {
-			most = max(most, g.tuning.lag(now))
-		}
-	}
-	return most
-}
-
-// poll waits for at most wait nanoseconds: for Wake and datagrams, or without all only
-// for Wake and for the groups whose packets' timestamps depend on it.
-func (r *Reader) poll(all bool, wait int64) error {
-	for i := range r.groups {
-		fd := &r.fds[1+i].Fd
-		t := &r.groups[i].tuning
-		if listen := all || t.class == Clocked && t.prompt; listen != (*fd >= 0) {
-			*fd = ^*fd // a negative descriptor is ignored
-		}
-	}
-	r.fds[0].Revents = 0
-	err := poll(r.fds, wait, &r.timespec, all)
-	if r.fds[0].Revents != 0 {
-		r.event.clear(&r.word)
-	}
-	return err
-}
-
-// busy tells whether datagrams come so fast that sleeping for a short while is better
-// than being woken by each. It sets how long to sleep.
-func (r *Reader) busy(now int64) bool {
-	r.arrived += r.burst
-	if length := now - r.measured; length >= int64(10*time.Millisecond) {
-		r.crowd = int64(r.arrived)*int64(time.Second)/length >= napFrom
-		r.measured, r.arrived = now, 0
-	}
-	if !r.crowd {
-		return false
-	}
-	// What comes during a sleep should be worth waking up for, and must not fill the
-	// receive buffers by more than a quarter.
-	const datagram = 68 << 10
-	least := never
-	for i := range r.groups {
-		least = min(least, r.groups[i].socket.receiveBuffer)
-	}
-	switch {
-	case r.burst > napFull || r.burst*datagram > least/4:
-		r.nap = max(napShortest, r.nap/2)
-	case r.burst < napFull/2 && r.burst*datagram < least/16:
-		r.nap = min(napLongest, r.nap*2)
-	}
-	return true
-}
-
-// SetDeadline makes Next return os.ErrDeadlineExceeded from t on; the zero Time means
-// never. It goes by the monotonic clock.
-func (r *Reader) SetDeadline(t time.Time) {
-	if t.IsZero() {
-		r.deadline = never
-		return
-	}
-	r.deadline = int64(t.Sub(r.base))
-}
-
-// Wake makes Next return ErrWoken, once, soon. Any goroutine may call it.
-func (r *Reader) Wake() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isOpen {
-		r.woken.Store(true)
-		r.event.set()
-	}
 }
 
 // Stats gives the account. Any goroutine may call it, also after Close.
