@@ -209,12 +209,13 @@ func hookName(p *ring.Packet) string {
 	return fmt.Sprintf("hook %d", p.Hook)
 }
 
-// stampComment says where the interface's timestamps come from.
+// stampComment says where the interface's timestamps come from, and how far they can be
+// from the truth. The bounds of the reader's clock are ring's (Clocked groups).
 func stampComment(p *ring.Packet) string {
 	if p.KernelTime {
 		return "timestamps: the kernel's receive stamps"
 	}
-	return "timestamps: the reader's clock; the kernel has none at this hook"
+	return "timestamps: the reader's clock, late by up to 1 ms below 1000 packets/s and up to 10 ms above; the kernel has none at this hook"
 }
 
 // statistics is the length of one interface statistics block as conclude writes it.

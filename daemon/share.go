@@ -29,13 +29,29 @@ type share struct {
 	ring   int          // what slots and blocks take together
 }
 
+// What a capture cannot do without, in bytes: the least ring, and two of the least write
+// blocks (spool.BlockSize); a datagram or two.
+const (
+	leastBlocks = 128 << 10
+	leastRing   = ring.MinMemory + leastBlocks
+	leastRecv   = 128 << 10
+)
+
+// grain is what parts of the ring memory are multiples of, in bytes: the largest page, so
+// that rounding up to pages does not make more of it than there is.
+const grain = 64 << 10
+
 // newShares keeps for each possible capture a quarter of an even part; the rest goes to
-// those that come first.
+// those that come first. Totals too small for maxCaptures are raised to what that many
+// captures cannot do without.
 func newShares(ringSize, receiveBuffer, maxCaptures int) *shares {
+	ringSize = max(ringSize, maxCaptures*leastRing)
+	receiveBuffer = max(receiveBuffer, maxCaptures*leastRecv)
 	return &shares{
 		ringSize: ringSize, receiveBuffer: receiveBuffer,
 		ring: ringSize, recv: receiveBuffer, free: maxCaptures,
-		ringMinimum: ringSize / maxCaptures / 4, recvMinimum: receiveBuffer / maxCaptures / 4,
+		ringMinimum: max(leastRing, ringSize/maxCaptures/4/grain*grain),
+		recvMinimum: max(leastRecv, receiveBuffer/maxCaptures/4),
 	}
 }
 
@@ -49,10 +65,10 @@ func (s *shares) take() (*share, error) {
 	part := func(left, minimum int) int {
 		return minimum + max(0, left-s.free*minimum)/2
 	}
-	sh := &share{ring: part(s.ring, s.ringMinimum), recv: part(s.recv, s.recvMinimum)}
+	sh := &share{ring: part(s.ring, s.ringMinimum) / grain * grain, recv: part(s.recv, s.recvMinimum)}
 	// Slots hold what arrives within the merge window and one round of reads; write
 	// blocks hold what the disk has not taken yet, which is what needs the room.
-	sh.slots = sh.ring / 4
+	sh.slots = max(sh.ring/4/grain*grain, ring.MinMemory)
 	blocks, err := ring.Alloc(sh.ring - sh.slots)
 	if err != nil {
 		return nil, fmt.Errorf("allocate write blocks: %w", err)
