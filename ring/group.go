@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"math"
 	"sync/atomic"
 )
 
@@ -19,8 +20,7 @@ type group struct {
 	// head is the next packet, decoded ahead, while the group stands in the heap.
 	head Packet
 
-	// horizon: on the monotonic clock, everything that was logged before it has been read.
-	horizon int64
+	horizon instant // everything that was logged before it has been read
 	state   groupState
 	unbind  unbinding
 	tuning  tuning
@@ -28,6 +28,19 @@ type group struct {
 	account account
 	public  published
 	dirty   bool // account has changed since it was published
+}
+
+// instant is a moment on both clocks: the monotonic one counts from Open, the wall clock
+// from the Unix epoch, both in nanoseconds.
+type instant struct{ monotonic, wall int64 }
+
+// forever is after everything.
+var forever = instant{math.MaxInt64, math.MaxInt64}
+
+func (i instant) before(ns int64) instant { return instant{i.monotonic - ns, i.wall - ns} }
+
+func (i instant) min(o instant) instant {
+	return instant{min(i.monotonic, o.monotonic), min(i.wall, o.wall)}
 }
 
 type groupState uint8

@@ -58,7 +58,7 @@ func (r *Reader) start(g *group) {
 // silent notes that a group has no packet at hand.
 func (r *Reader) silent(g *group) {
 	if g.Class == Stamped && g.state != closed {
-		r.horizon = min(r.horizon, g.horizon)
+		r.horizon = r.horizon.min(g.horizon)
 	}
 }
 
@@ -75,6 +75,9 @@ func (r *Reader) choose(p *Packet) error {
 			g := r.heap.remove(i)
 			*p = g.head
 			r.run, r.limit = g, r.heap.earliest()
+			if s := &r.arena.slots[g.first]; s.received > r.horizon.monotonic && !s.hurried {
+				r.limit = min(r.limit, r.horizon.wall)
+			}
 			return nil
 		}
 		if looked {
@@ -94,7 +97,9 @@ func (r *Reader) choose(p *Packet) error {
 }
 
 // ready gives the place in the heap of the packet that may be handed over now, -1 where
-// there is none.
+// there is none: the earliest, if the silent groups can have nothing before it. That is
+// known by its timestamp, or, should the wall clock have been set meanwhile, by when it
+// was read.
 func (r *Reader) ready() int {
 	if len(r.heap) == 0 {
 		return -1
@@ -104,8 +109,9 @@ func (r *Reader) ready() int {
 		i = r.heap.find(r.urgent)
 		r.urgent = nil
 	}
-	s := &r.arena.slots[r.heap[i].g.first]
-	if s.received > r.horizon {
+	e := r.heap[i]
+	s := &r.arena.slots[e.g.first]
+	if e.time > r.horizon.wall && s.received > r.horizon.monotonic {
 		if !r.full && i == 0 {
 			return -1
 		}

@@ -19,14 +19,16 @@ import (
 // may be called from any.
 //
 // Order: Next takes the earliest of the packets that are at hand, and hands it over only
-// when everything that the Stamped groups without one had logged by the time it was read
-// must be here (at most OrderBound plus the kernel's flush timeout later). So packets come
-// in the order of their timestamps, except that one whose way from its receive stamp to
-// the log rule took longer than OrderBound may come late, that packets of one CPU stay in
-// the order in which the kernel logged them, and that nothing waits once the ring is full
-// (Stats.Hurried). The waiting goes by the monotonic clock: a step of the wall clock can
-// misplace packets, by at most a second, but hold none back. A Reader with a single
-// Stamped group never waits for it.
+// when everything that the Stamped groups without one have logged before it must be here:
+// OrderBound plus the kernel's flush timeout after its stamp at the latest. So packets
+// come in the order of their timestamps, except that one whose way from its receive stamp
+// to the log rule took longer than OrderBound may come late, that packets of one group
+// stay in the order in which the kernel logged them (CPUs that share a group log within
+// the time of such a way of each other), and that nothing waits once the ring is full
+// (Stats.Hurried). A step of the wall clock can misplace packets around it, but holds none
+// back: what was read a flush timeout and OrderBound ago goes on by the monotonic clock,
+// and what others keep overtaking after a second. A Reader with a single Stamped group
+// never waits for it.
 type Reader struct {
 	groups  []group
 	decoder decoder
@@ -38,13 +40,13 @@ type Reader struct {
 	run     *group // the group that Next goes on with, not in the heap
 	limit   int64  // while its packets are not later than this
 	heap    heap
-	horizon int64 // of the Stamped groups that have no packet at hand, the least
-	started int   // slots begun since the sockets were last read
-	full    bool  // the last read found no room
+	horizon instant // of the Stamped groups that have no packet at hand, the least
+	started int     // slots begun since the sockets were last read
+	full    bool    // the last read found no room
 	urgent  *group
 
 	// Waiting.
-	clock    func() (monotonic, wall int64)
+	clock    func() instant
 	sleep    func(all bool, wait int64) error
 	fds      []unix.PollFd // the event, then the groups' sockets
 	timespec unix.Timespec
@@ -118,7 +120,7 @@ func Open(c Config) (*Reader, error) {
 func newReader(c Config, memory *Memory) *Reader {
 	r := &Reader{
 		memory: memory, arena: newArena(memory.Bytes()), log: c.Logger, base: time.Now(),
-		deadline: never, horizon: never, nap: napLongest, isOpen: true, event: event{-1},
+		deadline: never, horizon: forever, nap: napLongest, isOpen: true, event: event{-1},
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -230,10 +232,10 @@ func (r *Reader) Groups() []Group {
 	return out
 }
 
-// clocks reads both clocks: nanoseconds since Open, and since the Unix epoch.
-func (r *Reader) clocks() (monotonic, wall int64) {
+// clocks reads both clocks.
+func (r *Reader) clocks() instant {
 	now := time.Now()
-	return int64(now.Sub(r.base)), now.UnixNano()
+	return instant{int64(now.Sub(r.base)), now.UnixNano()}
 }
 
 // read sees to interruptions, then does one pass over the sockets, of all groups or of
@@ -246,8 +248,8 @@ func (r *Reader) read(all bool) (int, error) {
 		r.woken.Store(false)
 		return 0, ErrWoken
 	}
-	now, _ := r.clock()
-	if now >= r.deadline {
+	now := r.clock()
+	if now.monotonic >= r.deadline {
 		return 0, os.ErrDeadlineExceeded
 	}
 	r.started, r.full = 0, false
@@ -264,7 +266,7 @@ func (r *Reader) read(all bool) (int, error) {
 		}
 		got += n
 	}
-	r.horizon = never
+	r.horizon = forever
 	for i := range r.groups {
 		g := &r.groups[i]
 		if g.first < 0 {
@@ -272,20 +274,20 @@ func (r *Reader) read(all bool) (int, error) {
 		}
 		g.publish()
 	}
-	r.tune(now)
+	r.tune(now.monotonic)
 	r.burst += got
 	r.held.Store(int64(r.arena.held))
 	r.rounds.Store(r.rounds.Load() + 1)
 	if r.arena.used > 0 {
-		if s := &r.arena.slots[r.arena.first]; now-s.received > int64(overdue) {
+		if s := &r.arena.slots[r.arena.first]; now.monotonic-s.received > int64(overdue) {
 			r.urgent = r.owner(int32(r.arena.first))
 		}
 	}
 	return got, nil
 }
 
-// fill reads from one socket into the ring. now is the monotonic clock, kept up to date.
-func (r *Reader) fill(g *group, now *int64) (int, error) {
+// fill reads from one socket into the ring. It keeps now up to date.
+func (r *Reader) fill(g *group, now *instant) (int, error) {
 	if g.state == closed {
 		return 0, nil
 	}
@@ -302,21 +304,20 @@ func (r *Reader) fill(g *group, now *int64) (int, error) {
 		if !ok {
 			return n, r.dry(g, *now)
 		}
-		var wall int64
-		*now, wall = r.clock()
-		if r.store(g, length, kernel, *now, wall) {
+		*now = r.clock()
+		if r.store(g, length, kernel, *now) {
 			n++
 		}
 	}
 	if r.draining && g.state == bound && g.unbind.since > drainAtMost*g.socket.receiveBuffer {
-		return perRound, r.sendUnbind(g, *now)
+		return perRound, r.sendUnbind(g, now.monotonic)
 	}
 	return perRound, nil
 }
 
 // store takes a datagram that was read into the ring's room. It tells whether it may hold
 // packets.
-func (r *Reader) store(g *group, length int, kernel bool, now, wall int64) bool {
+func (r *Reader) store(g *group, length int, kernel bool, now instant) bool {
 	g.dirty = true
 	if length > window {
 		g.account.cut++
@@ -337,7 +338,7 @@ func (r *Reader) store(g *group, length int, kernel bool, now, wall int64) bool 
 	g.unbind.since += length
 	i := r.arena.commit(length)
 	s := &r.arena.slots[i]
-	s.received, s.clock = now, wall
+	s.received, s.clock = now.monotonic, now.wall
 	if g.last >= 0 {
 		r.arena.slots[g.last].next = i
 		g.last = i
@@ -350,10 +351,12 @@ func (r *Reader) store(g *group, length int, kernel bool, now, wall int64) bool 
 }
 
 // dry notes that a socket had nothing more at the time now.
-func (r *Reader) dry(g *group, now int64) error {
-	g.horizon = max(g.horizon, g.tuning.horizon(now))
+func (r *Reader) dry(g *group, now instant) error {
+	// Leaving the prompt mode takes nothing back of what was known before.
+	h := now.before(g.tuning.lag(now.monotonic))
+	g.horizon = instant{max(g.horizon.monotonic, h.monotonic), h.wall}
 	if r.draining {
-		return r.leave(g, now)
+		return r.leave(g, now.monotonic)
 	}
 	return nil
 }

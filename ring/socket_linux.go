@@ -136,11 +136,12 @@ func (e event) close() { _ = unix.Close(e.fd) }
 // reader needs a GOMAXPROCS that leaves the rest of the program a processor of its own.
 func poll(fds []unix.PollFd, wait int64, t *unix.Timespec, long bool) error {
 	*t = unix.NsecToTimespec(wait)
-	call := unix.RawSyscall6
+	var errno unix.Errno
 	if long {
-		call = unix.Syscall6
+		_, _, errno = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(t)), 0, 0, 0)
+	} else {
+		_, _, errno = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(t)), 0, 0, 0)
 	}
-	_, _, errno := call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(t)), 0, 0, 0)
 	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN {
 		return fmt.Errorf("ppoll: %w", errno)
 	}

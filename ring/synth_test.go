@@ -201,10 +201,10 @@ type fakeTime struct {
 	onSleep   func() // what happens meanwhile
 }
 
-func (f *fakeTime) clock() (int64, int64) {
+func (f *fakeTime) clock() instant {
 	f.now += 100
 	f.wall += 100
-	return f.now, f.wall
+	return instant{f.now, f.wall}
 }
 
 func (f *fakeTime) sleep(_ bool, wait int64) error {

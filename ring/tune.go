@@ -70,10 +70,6 @@ func (t *tuning) lag(now int64) int64 {
 	return int64(flushTimeout + settle)
 }
 
-// horizon is the time before which everything has been read, when the socket is empty at
-// the time now.
-func (t *tuning) horizon(now int64) int64 { return now - t.lag(now) }
-
 // fix gives up changing settings.
 func (t *tuning) fix() { t.fixed = true }
 

@@ -7,19 +7,19 @@ import (
 
 // wait sleeps until something can have changed.
 func (r *Reader) wait() error {
-	now, _ := r.clock()
-	until := min(r.deadline, r.wakeup(now))
-	busy := r.busy(now)
+	now := r.clock()
+	until := min(r.deadline, r.wakeup(now.monotonic))
+	busy := r.busy(now.monotonic)
 	if busy {
-		until = min(until, now+r.nap)
+		until = min(until, now.monotonic+r.nap)
 	} else if len(r.heap) > 0 {
-		until = min(until, r.arena.slots[r.heap[0].g.first].received+r.lag(now))
+		until = min(until, r.release(now))
 	}
 	r.burst = 0
 	r.waits.Store(r.waits.Load() + 1)
 	wait := int64(time.Hour)
 	if until != never {
-		wait = max(0, min(wait, until-now))
+		wait = max(0, min(wait, until-now.monotonic))
 	}
 	if err := r.sleep(!busy, wait); err != nil {
 		r.failed = fmt.Errorf("ring: %w", err)
@@ -28,16 +28,18 @@ func (r *Reader) wait() error {
 	return nil
 }
 
-// lag is how long the earliest packet is held back at most from its reception on: until
-// the silent groups can be trusted to have nothing before it.
-func (r *Reader) lag(now int64) int64 {
-	most := int64(0)
+// release is when the earliest packet, which is held back, can go on at the latest: when
+// the silent groups can be trusted to have nothing before it. See ready.
+func (r *Reader) release(now instant) int64 {
+	lag := int64(0)
 	for i := range r.groups {
 		if g := &r.groups[i]; g.Class == Stamped && g.first < 0 && g.state != closed {
-			most = max(most, g.tuning.lag(now))
+			lag = max(lag, g.tuning.lag(now.monotonic))
 		}
 	}
-	return most
+	e := r.heap[0]
+	byStamp := now.monotonic + max(0, e.time-now.wall+lag)
+	return min(byStamp, r.arena.slots[e.g.first].received+lag)
 }
 
 // poll waits for at most wait nanoseconds: for Wake and datagrams, or without all only
