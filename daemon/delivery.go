@@ -174,14 +174,10 @@ func (d *Daemon) fileSize(id, name string) (int64, error) {
 	return info.Size(), nil
 }
 
-// delivered takes note of what became of a file, and goes on to the next step.
+// delivered takes note of what became of a file, and goes on to the next step. The record
+// says durably that a file is delivered before the local copy is deleted: a kill between
+// the two leaves a copy too many, which the next start deletes, never a file too few.
 func (c *capture) delivered(name string, u deliver.Update) {
-	if u.State == deliver.StateDelivered {
-		// The local copy goes before anyone is told that the file is delivered.
-		if err := c.d.spool.RemoveFile(c.id, name); err != nil {
-			c.log.Error("remove a delivered file", "file", name, "err", err)
-		}
-	}
 	c.mu.Lock()
 	if u.State == deliver.StateDelivered {
 		delete(c.queued, name)
@@ -199,7 +195,13 @@ func (c *capture) delivered(name string, u deliver.Update) {
 		c.noteClosingFile(name, u)
 	}
 	c.mu.Unlock()
-	c.saveOrLog()
+	if err := c.save(); err != nil {
+		c.log.Error("save record", "err", err)
+	} else if u.State == deliver.StateDelivered {
+		if err := c.d.spool.RemoveFile(c.id, name); err != nil {
+			c.log.Error("remove a delivered file", "file", name, "err", err)
+		}
+	}
 	c.d.deliver(c)
 }
 
@@ -283,8 +285,13 @@ func (d *Daemon) resumeDelivery() {
 	for _, c := range d.captures {
 		c.mu.Lock()
 		for i := range c.record.Capture.Files {
-			if f := &c.record.Capture.Files[i]; f.Status == wire.FileUploading {
+			switch f := &c.record.Capture.Files[i]; f.Status {
+			case wire.FileUploading:
 				f.Status = wire.FileSpooled
+			case wire.FileDelivered:
+				if err := d.spool.RemoveFile(c.id, f.Name); err != nil {
+					c.log.Error("remove a delivered file", "file", f.Name, "err", err)
+				}
 			}
 		}
 		c.mu.Unlock()

@@ -132,7 +132,10 @@ func TestDeliveredFilesAreProven(t *testing.T) {
 			id := d.Must("start", "-d", to.name, "--segment-size", "64KiB", "--label", "ticket=NET-1", "-f", writeRequest(t))
 			sent := talkTo(t, 300)
 			d.Must("stop", id)
-			c := d.Await(id, "complete", isComplete)
+			c := d.Await(id, "complete", func(c wire.Capture) bool {
+				noInternetSockets(t, d)
+				return isComplete(c)
+			})
 			checkDelivered(t, d, c, to)
 			if len(c.Files) < 4 {
 				t.Errorf("%d segments of 64 KiB hold 300 packets of 700 bytes", len(c.Files))
@@ -183,6 +186,38 @@ func talkTo(t *testing.T, count int) []testbed.Message {
 		sent = append(sent, m)
 	}
 	return sent
+}
+
+// noInternetSockets looks at what the privileged process has open: the network is the
+// delivery process's alone.
+func noInternetSockets(t *testing.T, d *testbed.Daemon) {
+	t.Helper()
+	internet := map[string]string{}
+	for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", d.PID(), table))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if fields := strings.Fields(line); len(fields) > 9 {
+				internet[fields[9]] = table + " " + fields[1] // the inode, proc_net_tcp(5)
+			}
+		}
+	}
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.PID()))
+	if err != nil || len(fds) < 5 {
+		t.Fatalf("capd's descriptors: %v %v", fds, err)
+	}
+	for _, fd := range fds {
+		link, err := os.Readlink(fd)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		inode := strings.TrimSuffix(strings.TrimPrefix(link, "socket:["), "]")
+		if what, ok := internet[inode]; ok {
+			t.Errorf("capd itself has an internet socket: %s", what)
+		}
+	}
 }
 
 // A destination that is away is tried again; a restart of capd in between changes
