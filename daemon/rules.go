@@ -76,5 +76,9 @@ func (p *plan) explain(cfg *config.Config) (wire.Explain, error) {
 	if err != nil {
 		return wire.Explain{}, fmt.Errorf("print the rules: %w", err)
 	}
-	return wire.Explain{Ruleset: text, Kernel: p.filter.String(), Hooks: p.request.Hooks, Warnings: p.warnings()}, nil
+	out := wire.Explain{Ruleset: text, Kernel: p.filter.String(), Warnings: p.warnings()}
+	for _, h := range p.request.Hooks {
+		out.Hooks = append(out.Hooks, fmt.Sprintf("%s %d", h, nft.Priority(h)))
+	}
+	return out, nil
 }

@@ -132,7 +132,10 @@ const (
 	rtnLocal        = 2
 )
 
-func priorityOf(hookName string) int32 {
+// Priority is where a hook's base chain stands among those of others: early on the way in,
+// before defragmentation (-400) and destination NAT (-100), late on the way out, after
+// source NAT (100) (include/uapi/linux/netfilter_ipv4.h, NF_IP_PRI_*).
+func Priority(hookName string) int32 {
 	if hookName == "postrouting" || hookName == "egress" {
 		return 450
 	}
@@ -292,14 +295,14 @@ func (b *builder) inetHook(name, target string) {
 		target = b.base + "_" + name
 		b.chains = append(b.chains, chain{name: target, rules: rules})
 	}
-	b.jump(chain{name: name, hook: &hook{name: name, priority: priorityOf(name)}}, target)
+	b.jump(chain{name: name, hook: &hook{name: name, priority: Priority(name)}}, target)
 }
 
 // deviceHooks adds a base chain with a jump for each device: a chain of family netdev
 // has one device.
 func (b *builder) deviceHooks(name, target string, devices []string) {
 	for _, device := range devices {
-		h := &hook{name: name, device: device, priority: priorityOf(name)}
+		h := &hook{name: name, device: device, priority: Priority(name)}
 		b.jump(chain{name: name + "_" + device, hook: h}, target)
 	}
 }
