@@ -334,7 +334,7 @@ func (r *Reader) store(g *group, length int, kernel bool, now instant) bool {
 	}
 	g.account.datagrams++
 	g.account.bytes += uint64(length)
-	g.tuning.burst++
+	g.tuning.arrived += length
 	g.unbind.since += length
 	i := r.arena.commit(length)
 	s := &r.arena.slots[i]

@@ -24,9 +24,9 @@ type tuning struct {
 	fixed     bool   // the kernel takes no settings any more
 
 	windowStart int64 // of the rate's measurement
+	arrived     int   // bytes read since then
 	packets     int   // decoded since then
 	bytes       int   // in their datagrams
-	burst       int   // datagrams read since then
 	rate        int   // packets/s in the window before
 	average     int   // bytes of a message
 }
@@ -79,17 +79,24 @@ func (t *tuning) read(packets, bytes int) {
 	t.bytes += bytes
 }
 
-// measure ends the window where it is long enough, and tells whether it did.
+// measure ends the window where it is long enough, and tells whether it did. The rate is
+// of what has arrived, whether it was decoded yet or is being held back.
 func (t *tuning) measure(now int64) bool {
 	length := now - t.windowStart
-	if length < windowShort || length < windowLong && t.packets < windowPackets && t.burst < windowPackets {
+	if length < windowShort {
 		return false
 	}
-	t.rate = int(int64(max(t.packets, t.burst)) * int64(time.Second) / length)
+	average := t.average
 	if t.packets > 0 {
-		t.average = max(nlmsgHeader, t.bytes/t.packets)
+		average = max(nlmsgHeader, t.bytes/t.packets)
 	}
-	t.windowStart, t.packets, t.bytes, t.burst = now, 0, 0, 0
+	packets := t.arrived / average
+	if length < windowLong && packets < windowPackets {
+		return false
+	}
+	t.rate = int(int64(packets) * int64(time.Second) / length)
+	t.average = average
+	t.windowStart, t.arrived, t.packets, t.bytes = now, 0, 0, 0
 	return true
 }
 
