@@ -17,7 +17,7 @@ func TestAccount(t *testing.T) {
 	lost := synth{noSeq: true, payload: packet}.message()       // malformed, its number unknown
 	broken := netlinkMessage(ulogPacket, 0, []byte{2, 0, 0, 1}) // what a failed build leaves
 	noise := []byte{200, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}
-	wrapped := func(n int) []byte { return ok(uint32(1<<32 - 1<<30 + n)) }
+	wrapped := func(n uint32) []byte { return ok(1<<32 - 1<<30 + n) }
 	for name, c := range map[string]struct {
 		datagrams                                   [][]byte
 		received, foreign, malformed, gaps, garbage uint64

@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -94,7 +95,7 @@ func TestMemory(t *testing.T) {
 	m.Free()
 	m.Free()
 	(*Memory)(nil).Free()
-	for _, n := range []int{0, -1, 1 << 50} {
+	for _, n := range []int{0, -1, math.MaxInt} {
 		if m, err := Alloc(n); err == nil {
 			m.Free()
 			t.Errorf("allocated %d bytes", n)

@@ -110,8 +110,9 @@ func collect(t *testing.T, r *Reader, link LinkType, patience time.Duration) (ou
 	}
 }
 
-// startTcpdump captures in a namespace; the function it gives ends it and reads its file.
-func startTcpdump(t *testing.T, ns, device, link string, args ...string) func() []pcapng.Packet {
+// startTcpdump captures in a namespace; the function it gives waits until tcpdump has
+// written as many packets as wanted (it can be slow), ends it and reads its file.
+func startTcpdump(t *testing.T, ns, device, link string, args ...string) func(want int) []pcapng.Packet {
 	t.Helper()
 	testbed.NeedCommand(t, "tcpdump")
 	path := filepath.Join(t.TempDir(), "judge.pcap")
@@ -133,37 +134,42 @@ func startTcpdump(t *testing.T, ns, device, link string, args ...string) func() 
 			t.Fatalf("tcpdump does not start: %s", stderr)
 		}
 	}
-	return func() []pcapng.Packet {
+	return func(want int) []pcapng.Packet {
 		t.Helper()
-		time.Sleep(200 * time.Millisecond) // tcpdump writes what it has as it gets it
+		for start := time.Now(); len(readPcap(t, path)) < want && time.Since(start) < 10*time.Second; {
+			time.Sleep(50 * time.Millisecond)
+		}
+		time.Sleep(50 * time.Millisecond) // more than wanted would be wrong too
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
 		if err := cmd.Wait(); err != nil {
 			t.Fatalf("tcpdump: %v: %s", err, stderr)
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = f.Close() }()
-		in, err := pcapng.NewClassicReader(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var out []pcapng.Packet
-		for {
-			p, err := in.Next()
-			if errors.Is(err, io.EOF) {
-				return out
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+		return readPcap(t, path)
+	}
+}
+
+// readPcap reads what of a classic pcap file is there.
+func readPcap(t *testing.T, path string) (out []pcapng.Packet) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	in, err := pcapng.NewClassicReader(f)
+	for err == nil {
+		var p pcapng.Packet
+		if p, err = in.Next(); err == nil {
 			p.Body = bytes.Clone(p.Body)
 			out = append(out, p)
 		}
 	}
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // deviceIndex is an interface's index in a namespace.
@@ -210,7 +216,7 @@ func TestKernelContents(t *testing.T) {
 	}
 	got := collect(t, r, LinkSLL2, 300*time.Millisecond)
 	after := time.Now().UnixNano()
-	want := judge()
+	want := judge(len(got))
 	if len(got) != len(want) || len(got) < len(sent) {
 		t.Fatalf("%d packets, tcpdump has %d, %d payloads were sent", len(got), len(want), len(sent))
 	}
@@ -285,7 +291,7 @@ func TestKernelNetdev(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := slices.DeleteFunc(collect(t, r, LinkEthernet, 300*time.Millisecond), func(k kept) bool { return unasked(k.frame) })
-	packets := slices.DeleteFunc(judge(), func(p pcapng.Packet) bool { return unasked(p.Body) })
+	packets := slices.DeleteFunc(judge(len(got)), func(p pcapng.Packet) bool { return unasked(p.Body) })
 	want := map[string]int{}
 	for _, w := range packets {
 		want[string(w.Body)]++

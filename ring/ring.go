@@ -89,7 +89,7 @@ type Stats struct {
 // read plus 1.
 type GroupStats struct {
 	Group
-	Received  uint64 // packets passed on by Next
+	Received  uint64 // packets passed on by Next, or decoded to be passed on next
 	Foreign   uint64 // packets that another rule sent to this group
 	Malformed uint64 // messages that held a sequence number, but no packet that could be read
 	Gaps      uint64 // sequence numbers that never came: packets lost on the way here

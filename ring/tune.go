@@ -21,6 +21,7 @@ type tuning struct {
 	threshold uint32 // QTHRESH as set
 	prompt    bool   // threshold 1 and the small buffer
 	since     int64  // monotonic time since when prompt holds
+	needed    int64  // monotonic time at which other groups were busy, for a Stamped group
 	fixed     bool   // the kernel takes no settings any more
 
 	windowStart int64 // of the rate's measurement
@@ -43,11 +44,13 @@ const (
 	windowShort   = int64(time.Millisecond)
 	windowLong    = int64(100 * time.Millisecond)
 	windowPackets = 16
+	// quietAfter is how long a flood may pause and still count as one.
+	quietAfter = 3 * windowLong
 )
 
 // begin is the state in which a group is set up.
 func (t *tuning) begin(class Class, limit int) {
-	*t = tuning{class: class, limit: limit, average: metadata + min(limit, 1500), since: never, prompt: class == Clocked}
+	*t = tuning{class: class, limit: limit, average: metadata + min(limit, 1500), since: never, needed: -quietAfter, prompt: class == Clocked}
 	t.threshold = 1
 	if class == Stamped {
 		t.threshold = t.fullBatch()
@@ -102,14 +105,17 @@ func (t *tuning) measure(now int64) bool {
 
 // want is the threshold that the group should have, and whether it should be prompt.
 // others is the rate of the reader's other groups.
-func (t *tuning) want(others int) (threshold uint32, prompt bool) {
+func (t *tuning) want(others int, now int64) (threshold uint32, prompt bool) {
 	below := promptBelow
 	if t.prompt {
 		below += promptBelow / 4 // do not change over and over at the border
 	}
 	quiet := t.rate < below
 	if t.class == Stamped {
-		if quiet && others > busyRate {
+		if others > busyRate {
+			t.needed = now
+		}
+		if quiet && now-t.needed < quietAfter {
 			return 1, true
 		}
 		return t.fullBatch(), false
@@ -142,7 +148,7 @@ func (r *Reader) tune(now int64) {
 		if t.fixed {
 			continue
 		}
-		threshold, prompt := t.want(total - t.rate)
+		threshold, prompt := t.want(total-t.rate, now)
 		// A change of an eighth is not worth a system call.
 		if prompt == t.prompt && max(threshold, t.threshold)-min(threshold, t.threshold) <= t.threshold/8 {
 			continue

@@ -2,6 +2,7 @@ package ring
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -74,7 +75,7 @@ func (r *Reader) busy(now int64) bool {
 	// What comes during a sleep should be worth waking up for, and must not fill the
 	// receive buffers by more than a quarter.
 	const datagram = 68 << 10
-	least := never
+	least := math.MaxInt
 	for i := range r.groups {
 		least = min(least, r.groups[i].socket.receiveBuffer)
 	}

@@ -395,9 +395,9 @@ func TestForeign(t *testing.T) {
 		}
 		return b
 	}
-	u := func(n int) uint32 { return uint32(n) }
+	u := func(n uint32) uint32 { return n }
 	file := be(
-		u(TypeSection), u(28), u(byteOrderMagic), uint16(1), uint16(2), u(0xffffffff-0), u(0xffffffff), u(28),
+		u(TypeSection), u(28), u(byteOrderMagic), uint16(1), uint16(2), u(0xffffffff), u(0xffffffff), u(28),
 		u(TypeInterface), u(20), uint16(1), uint16(0), u(4), u(20), // microseconds
 		u(TypeInterface), u(44), uint16(1), uint16(0), u(0),
 		uint16(9), uint16(1), []byte{0x80 | 10, 0, 0, 0}, uint16(14), uint16(8), u(0), u(1_700_000_000), u(0), u(44),
