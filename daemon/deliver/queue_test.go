@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -186,7 +187,7 @@ func TestBackoffIsSpread(t *testing.T) {
 	if len(seen) < 10 {
 		t.Errorf("only %d different pauses in 20", len(seen))
 	}
-	for _, n := range []int{1, 9, 16, 17, 1000, 1 << 40} {
+	for _, n := range []int{1, 9, 16, 17, 1000, math.MaxInt} {
 		if d := backoff(n); d < BackoffMin || d > BackoffMax {
 			t.Errorf("backoff(%d) = %v", n, d)
 		}

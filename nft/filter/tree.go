@@ -14,12 +14,14 @@ type Node interface {
 	node()
 }
 
-// AllOf wants what all its parts want. AnyOf wants what at least one wants. Not wants
-// what its part does not want.
+// What combines nodes.
 type (
+	// AllOf wants what all its parts want.
 	AllOf []Node
+	// AnyOf wants what at least one of its parts wants.
 	AnyOf []Node
-	Not   struct{ X Node }
+	// Not wants what its part does not want.
+	Not struct{ X Node }
 )
 
 // Side is the end of a packet that an address or a port belongs to.
