@@ -18,29 +18,35 @@ const (
 	LinkEthernet             // netdev hooks of Ethernet devices
 )
 
-// Compile gives the kernel's part of the filter. An error says what of the filter has
-// no meaning at such a link.
+// Compile gives the kernel's part of the filter. Its errors are *Error and say what of the
+// filter has no meaning at such a link.
 func (f *Filter) Compile(link Link) (*Program, error) {
-	if f.All() {
-		return &Program{Exact: true}, nil
+	c, err := f.meaning(link)
+	if err != nil {
+		return nil, err
 	}
-	parts, ok := f.root.(AllOf)
-	if !ok {
-		parts = AllOf{f.root}
-	}
+	program := &Program{Exact: true}
 	var matches []Match
+	parts, ok := c.(condAnd)
+	if !ok {
+		parts = condAnd{c}
+	}
 	for _, part := range parts {
-		m, err := leaf(part, link)
-		if err != nil {
-			return nil, err
+		kernel, ok := part.(condKernel)
+		if !ok {
+			program.Exact = program.Exact && part == condConst(true)
+			continue
 		}
-		for _, match := range m {
+		for _, match := range kernel {
 			if !slices.ContainsFunc(matches, match.equal) { // both ports need the same protocols
 				matches = append(matches, match)
 			}
 		}
 	}
-	return &Program{Exact: true, Chains: []Chain{{Rules: []Rule{{Matches: matches, Verdict: Hit}}}}}, nil
+	if len(matches) > 0 {
+		program.Chains = []Chain{{Rules: []Rule{{Matches: matches, Verdict: Hit}}}}
+	}
+	return program, nil
 }
 
 func (m Match) equal(other Match) bool { return reflect.DeepEqual(m, other) }

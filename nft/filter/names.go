@@ -117,3 +117,56 @@ func readProtocols(r io.Reader) protocolTable {
 	}
 	return t
 }
+
+// services is what a services file says: ports by name.
+type services struct{ tcp, udp map[string]uint16 }
+
+// etcServices reads /etc/services once; where it cannot be read, the table is empty.
+var etcServices = sync.OnceValue(func() services {
+	f, err := os.Open("/etc/services")
+	if err != nil {
+		return services{}
+	}
+	defer f.Close()
+	return readServices(f)
+})
+
+// readServices reads the format of services(5); lines that are not in it are skipped.
+func readServices(r io.Reader) services {
+	s := services{tcp: map[string]uint16{}, udp: map[string]uint16{}}
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		fields := strings.Fields(text)
+		if len(fields) < 2 {
+			continue
+		}
+		number, proto, _ := strings.Cut(fields[1], "/")
+		n, err := strconv.ParseUint(number, 10, 16)
+		table := map[string]map[string]uint16{"tcp": s.tcp, "udp": s.udp}[proto]
+		if err != nil || table == nil {
+			continue
+		}
+		for i, name := range fields {
+			if _, ok := table[name]; !ok && i != 1 {
+				table[name] = uint16(n)
+			}
+		}
+	}
+	return s
+}
+
+// lookup gives a port by name as libpcap does: with the protocol that has the name, or
+// Any where TCP and UDP have it with the same port; otherwise TCP's.
+func (s services) lookup(name string) (Proto, uint16, bool) {
+	tcp, isTCP := s.tcp[name]
+	udp, isUDP := s.udp[name]
+	switch {
+	case isTCP && isUDP && tcp == udp:
+		return Any, tcp, true
+	case isTCP:
+		return TCP, tcp, true
+	case isUDP:
+		return UDP, udp, true
+	}
+	return Any, 0, false
+}

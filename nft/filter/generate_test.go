@@ -1,0 +1,309 @@
+package filter
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+)
+
+// generator makes expressions and packets from the same small pools of addresses, ports
+// and protocols, so that they often fit each other.
+type generator struct {
+	*rand.Rand
+	link Link
+}
+
+func pick[T any](g *generator, from []T) T { return from[g.IntN(len(from))] }
+
+var (
+	poolIPv4  = []string{"192.0.2.7", "192.0.2.8", "10.0.0.1", "10.9.0.2", "224.0.0.5", "255.255.255.255", "0.0.0.80"}
+	poolNet4  = []string{"192.0.2.0/24", "10.0.0.0/8", "192.0.2.6/31", "0.0.0.0/0", "10.9", "10", "224.0.0.0/4", "192.0.2.0 mask 255.255.255.0", "10.0.0.0 mask 255.0.255.0", "0.0.2.0 mask 0.0.255.0"}
+	poolIPv6  = []string{"2001:db8::7", "2001:db8::8", "ff02::1", "::1", "fe80::1:2:3:4"}
+	poolNet6  = []string{"2001:db8::/32", "ff00::/8", "::/0", "2001:db8::/127", "fe80::/10", "::/96"}
+	poolPort  = []uint16{22, 53, 80, 443, 5060, 65535, 0}
+	poolProto = []byte{1, 2, 4, 6, 17, 41, 44, 47, 50, 51, 58, 59, 103, 112, 132, 255}
+	poolMAC   = []string{"00:00:5e:00:53:01", "00:00:5e:00:53:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:05"}
+	poolEther = []uint16{0x0800, 0x0806, 0x8035, 0x86dd, 0x8100, 0x88a8, 0x9100, 0x88cc, 0x8847, 0x0030, 0x05dc, 0x05dd}
+	poolVLAN  = []uint16{0, 5, 100, 4095}
+)
+
+// expression is a filter of bounded depth.
+func (g *generator) expression(depth int) string {
+	switch n := g.IntN(10); {
+	case depth == 0 || n < 3:
+		return g.primitive()
+	case n < 5:
+		return g.expression(depth-1) + pick(g, []string{" and ", " && "}) + g.expression(depth-1)
+	case n < 7:
+		return g.expression(depth-1) + pick(g, []string{" or ", " || "}) + g.expression(depth-1)
+	case n < 8:
+		return pick(g, []string{"not ", "! ", "!"}) + g.expression(depth-1)
+	}
+	return "(" + g.expression(depth-1) + ")"
+}
+
+func (g *generator) dir() string {
+	return pick(g, []string{"", "", "src ", "dst ", "src or dst ", "src and dst ", "dst or src "})
+}
+
+// list repeats an id with the shorthand for it.
+func (g *generator) list(head string, id func() string) string {
+	switch g.IntN(6) {
+	case 0:
+		return head + id() + " or " + id()
+	case 1:
+		return head + "(" + id() + " or " + id() + ")"
+	case 2:
+		return head + id() + " or not " + id()
+	}
+	return head + id()
+}
+
+func (g *generator) primitive() string {
+	if g.link == LinkEthernet && g.IntN(4) == 0 {
+		return g.etherPrimitive()
+	}
+	switch g.IntN(14) {
+	case 0, 1:
+		id := func() string { return pick(g, append(poolIPv4, poolIPv6...)) }
+		return g.list(g.dir()+"host ", id)
+	case 2:
+		return g.dir() + "net " + pick(g, append(poolNet4, poolNet6...))
+	case 3, 4:
+		id := func() string { return fmt.Sprint(pick(g, poolPort)) }
+		return g.list(pick(g, []string{"", "tcp ", "udp ", "sctp "})+g.dir()+"port ", id)
+	case 5:
+		return pick(g, []string{"", "tcp ", "udp "}) + g.dir() + fmt.Sprintf("portrange %d-%d", pick(g, poolPort), pick(g, poolPort))
+	case 6, 7:
+		return pick(g, []string{"ip", "ip6", "tcp", "udp", "icmp", "icmp6", "sctp", "igmp", "pim", "vrrp", "ah", "esp"})
+	case 8:
+		id := func() string { return fmt.Sprint(pick(g, poolProto)) }
+		return g.list(pick(g, []string{"proto ", "ip proto ", "ip6 proto "}), id)
+	case 9:
+		return pick(g, []string{"ip multicast", "ip6 multicast"})
+	case 10:
+		return fmt.Sprintf("%s %d", pick(g, []string{"less", "greater"}), g.IntN(120))
+	case 11:
+		return pick(g, []string{
+			"tcp[tcpflags] & (tcp-syn|tcp-fin) != 0", "tcp[tcpflags] = tcp-syn|tcp-ack", "icmp[icmptype] = icmp-echo",
+			"icmp6[icmp6type] = 128", "ip[0] & 0xf > 5", "ip[6:2] & 0x1fff = 0", "ip[6] & 0x20 != 0", "ip[8] < 5", "ip[9] = 17",
+			"ip[12:4] = ip[16:4]", "ip[2:2] - ((ip[0] & 0xf) << 2) > 20", "tcp[((tcp[12] & 0xf0) >> 2):2] = 0x6162",
+			"udp[4:2] > 20", "udp[0:2] = udp[2:2]", "ip6[4:2] > 20", "ip6[6] = 0", "sctp[0] = 0", "igmp[0] = 0x11", "len - 20 > 40",
+		})
+	case 12:
+		return "ip host " + pick(g, poolIPv4)
+	}
+	return g.number(2) + pick(g, []string{" = ", " != ", " < ", " > ", " <= ", " >= ", "=", "==", "<"}) + g.number(2)
+}
+
+func (g *generator) etherPrimitive() string {
+	switch g.IntN(8) {
+	case 0:
+		return pick(g, []string{"arp", "rarp", "broadcast", "multicast", "ether broadcast", "ether multicast"})
+	case 1, 2:
+		return g.list("ether "+g.dir()+"host ", func() string { return pick(g, poolMAC) })
+	case 3:
+		n := pick(g, poolEther)
+		if n <= 1500 {
+			n = 0x88cc
+		}
+		return fmt.Sprintf("ether proto 0x%x", n)
+	case 4:
+		return "vlan"
+	case 5:
+		return fmt.Sprintf("vlan %d", pick(g, poolVLAN))
+	case 6:
+		return pick(g, []string{"arp ", "rarp "}) + g.dir() + "host " + pick(g, poolIPv4)
+	}
+	return pick(g, []string{"ether[0] & 1 = 0", "ether[12:2] <= 1500", "ether[14:2] = 0xaaaa", "arp[6:2] = 1", "ether[20:4] > 5", "ether[6:4] = ether[0:4]"})
+}
+
+// number is an arithmetic expression.
+func (g *generator) number(depth int) string {
+	switch n := g.IntN(8); {
+	case depth == 0 || n < 2:
+		return pick(g, []string{"0", "1", "2", "5", "17", "0x45", "0x60", "64", "255", "1000", "0xffffffff"})
+	case n < 3:
+		return "len"
+	case n < 5:
+		return fmt.Sprintf("%s[%d%s]", pick(g, []string{"ip", "ip6", "tcp", "udp", "icmp", "icmp6"}), g.IntN(44), pick(g, []string{"", ":1", ":2", ":4"}))
+	case n < 6:
+		return fmt.Sprintf("ip[%s]", g.number(depth-1))
+	}
+	op := pick(g, []string{"+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>"})
+	right := g.number(depth - 1)
+	switch op {
+	case "/", "%":
+		right = pick(g, []string{"2", "3", "ip[1]", "ip[8]"})
+	case "<<", ">>":
+		right = pick(g, []string{"0", "1", "4", "31", "ip[8]"})
+	}
+	text := g.number(depth-1) + " " + op + " " + right
+	if g.IntN(2) == 0 {
+		text = "(" + text + ")"
+	}
+	return text
+}
+
+// packet is one packet of the link, sometimes cut short.
+func (g *generator) packet() []byte {
+	var p []byte
+	if g.link == LinkEthernet {
+		p = g.ethernet()
+	} else {
+		p = g.ip()
+	}
+	if g.IntN(6) == 0 && len(p) > 0 {
+		p = p[:g.IntN(len(p))]
+	}
+	return p
+}
+
+func (g *generator) ethernet() []byte {
+	p := append(g.mac(), g.mac()...)
+	for g.IntN(4) == 0 {
+		p = binary.BigEndian.AppendUint16(p, pick(g, []uint16{0x8100, 0x88a8, 0x9100}))
+		p = binary.BigEndian.AppendUint16(p, uint16(g.IntN(8))<<13|pick(g, poolVLAN))
+	}
+	switch g.IntN(8) {
+	case 0:
+		p = binary.BigEndian.AppendUint16(p, pick(g, []uint16{0x0806, 0x8035}))
+		p = append(p, 0, 1, 8, 0, 6, 4, 0, byte(1+g.IntN(4)))
+		p = append(append(p, g.mac()...), g.addr4()...)
+		p = append(append(p, g.mac()...), g.addr4()...)
+	case 1:
+		p = binary.BigEndian.AppendUint16(p, pick(g, poolEther))
+		p = append(p, g.bytes(g.IntN(60))...)
+	default:
+		ip := g.ip()
+		etherType := uint16(0x0800)
+		if ip[0]>>4 == 6 {
+			etherType = 0x86dd
+		}
+		p = append(binary.BigEndian.AppendUint16(p, etherType), ip...)
+	}
+	for len(p) < 60 && g.IntN(3) == 0 { // padding
+		p = append(p, 0)
+	}
+	return p
+}
+
+func (g *generator) mac() []byte {
+	mac, _ := parseMAC(pick(g, poolMAC))
+	return mac[:]
+}
+
+func (g *generator) addr4() []byte {
+	return netip.MustParseAddr(pick(g, poolIPv4)).AsSlice()
+}
+
+func (g *generator) addr6() []byte {
+	return netip.MustParseAddr(pick(g, poolIPv6)).AsSlice()
+}
+
+func (g *generator) bytes(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(g.Uint32() >> uint(8*g.IntN(4)))
+		if g.IntN(3) == 0 {
+			b[i] = 0
+		}
+	}
+	return b
+}
+
+func (g *generator) ip() []byte {
+	proto := pick(g, poolProto)
+	if g.IntN(2) == 0 {
+		proto = pick(g, []byte{1, 6, 17, 58, 132})
+	}
+	if g.IntN(2) == 0 {
+		return g.ip6(proto)
+	}
+	options := 0
+	if g.IntN(4) == 0 {
+		options = 4 * g.IntN(11)
+	}
+	payload := g.payload(proto)
+	fragment := uint16(0)
+	switch g.IntN(8) {
+	case 0:
+		fragment = uint16(1 + g.IntN(0x1fff))
+	case 1:
+		fragment = 0x2000
+	case 2:
+		fragment = 0x4000
+	}
+	p := []byte{0x45 + byte(options/4), byte(g.IntN(256))}
+	p = binary.BigEndian.AppendUint16(p, uint16(20+options+len(payload)))
+	p = binary.BigEndian.AppendUint16(p, uint16(g.IntN(65536)))
+	p = binary.BigEndian.AppendUint16(p, fragment)
+	p = append(p, byte(1+g.IntN(255)), proto, 0, 0)
+	p = append(append(p, g.addr4()...), g.addr4()...)
+	for range options {
+		p = append(p, 1) // no operation
+	}
+	return append(p, payload...)
+}
+
+func (g *generator) ip6(proto byte) []byte {
+	payload := g.payload(proto)
+	next := proto
+	for g.IntN(3) == 0 {
+		kind := pick(g, []byte{0, 43, 60, 44})
+		header := append([]byte{next, 0}, g.bytes(6)...)
+		if kind == 44 {
+			binary.BigEndian.PutUint16(header[2:], pick(g, []uint16{0, 1, 8, 8<<3 | 1}))
+		} else if kind == 0 || kind == 60 {
+			copy(header[2:], []byte{1, 4, 0, 0, 0, 0}) // PadN
+		} else {
+			copy(header[2:], []byte{253, 0, 0, 0, 0, 0})
+		}
+		payload, next = append(header, payload...), kind
+	}
+	p := []byte{0x60, 0, 0, 0}
+	p = binary.BigEndian.AppendUint16(p, uint16(len(payload)))
+	p = append(p, next, byte(1+g.IntN(255)))
+	p = append(append(p, g.addr6()...), g.addr6()...)
+	return append(p, payload...)
+}
+
+func (g *generator) payload(proto byte) []byte {
+	var p []byte
+	ports := func() {
+		p = binary.BigEndian.AppendUint16(p, pick(g, poolPort))
+		p = binary.BigEndian.AppendUint16(p, pick(g, poolPort))
+	}
+	switch proto {
+	case protoTCP:
+		ports()
+		p = append(p, g.bytes(8)...)
+		p = append(p, 0x50, pick(g, []byte{2, 16, 18, 17, 4, 24}), 1, 0, 0, 0, 0, 0)
+	case protoUDP:
+		ports()
+		p = append(p, 0, byte(8+g.IntN(60)), 0, 0)
+	case protoSCTP:
+		ports()
+		p = append(p, g.bytes(8)...)
+	case protoICMP, protoICMP6:
+		p = append(p, pick(g, []byte{0, 3, 8, 11, 128, 129, 135}), byte(g.IntN(4)), 0, 0)
+	}
+	if g.IntN(4) == 0 {
+		p = append(p, 'a', 'b')
+	}
+	return append(p, g.bytes(g.IntN(40))...)
+}
+
+// describe prints a packet for a failure's message.
+func describe(p []byte) string {
+	var b strings.Builder
+	for i, x := range p {
+		if i > 0 && i%4 == 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%02x", x)
+	}
+	return b.String()
+}

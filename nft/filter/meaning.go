@@ -1,0 +1,417 @@
+package filter
+
+import "encoding/binary"
+
+// This file gives a syntax tree the meaning that libpcap gives it (gencode.c of libpcap
+// 1.10): a condition over bytes at offsets from the beginning of the frame, tested in
+// libpcap's order. The order matters: a test that looks beyond the end of the packet
+// ends it all, and the packet is not wanted, whatever else the filter says.
+//
+// That is libpcap's meaning before its optimizer (tcpdump -O), which leaves out tests whose
+// outcome makes no difference, and with them their look beyond the end. Packets that are
+// cut inside a header that the filter looks at can therefore be judged otherwise by an
+// optimized program; all others are not.
+
+// cond is a condition.
+type cond interface{ cond() }
+
+type (
+	condConst bool
+	condAnd   []cond
+	condOr    []cond
+	condNot   struct{ x cond }
+
+	// condTest compares two numbers.
+	condTest struct {
+		op          condOp
+		left, right value
+		safe        bool // every packet that comes to this test is long enough for it
+	}
+	// condKernel is decided by the kernel alone: filter_v1 and flows.
+	condKernel []Match
+	// condIfName and condDirection look at what comes beside the packet.
+	condIfName    string
+	condDirection struct{ outbound bool }
+)
+
+func (condConst) cond()     {}
+func (condAnd) cond()       {}
+func (condOr) cond()        {}
+func (condNot) cond()       {}
+func (*condTest) cond()     {}
+func (condKernel) cond()    {}
+func (condIfName) cond()    {}
+func (condDirection) cond() {}
+
+type condOp uint8
+
+const (
+	opEqual condOp = iota
+	opGreater
+	opGreaterEqual
+)
+
+// value is a number calculated from a packet.
+type value interface{ value() }
+
+type (
+	constant uint32
+	// length is the packet's length.
+	length struct{}
+	// load is bytes in network order at offset + index from base.
+	load struct {
+		base   base
+		offset uint32
+		index  value // nil = 0
+		size   uint8
+		header uint32 // base transport: where the IPv4 header begins
+	}
+	// binary32 calculates modulo 2^32.
+	binary32 struct {
+		op   string
+		x, y value
+	}
+)
+
+func (constant) value()  {}
+func (length) value()    {}
+func (load) value()      {}
+func (*binary32) value() {}
+
+// base is where offsets are counted from.
+type base uint8
+
+const (
+	frame     base = iota // the beginning of the frame
+	transport             // the beginning of the frame, and the length of the IPv4 header more
+)
+
+// Ethertypes and their like.
+const (
+	etherIP   = 0x0800
+	etherARP  = 0x0806
+	etherRARP = 0x8035
+	etherIP6  = 0x86dd
+	etherVLAN = 0x8100
+	etherQinQ = 0x88a8
+	etherOld  = 0x9100
+)
+
+// Fixed lengths of headers.
+const (
+	ethernetHeader = 14
+	ip4Header      = 20
+	ip6Header      = 40
+)
+
+// meaning walks a tree in the order of the text: what stands after vlan counts from
+// behind the tag.
+type meaning struct {
+	link    Link
+	typeAt  uint32 // offset of the ethertype
+	network uint32 // offset of the network header
+}
+
+func newMeaning(link Link) *meaning {
+	m := &meaning{link: link}
+	if link == LinkEthernet {
+		m.typeAt, m.network = ethernetHeader-2, ethernetHeader
+	}
+	return m
+}
+
+// node gives the meaning of a tree. Its errors are *Error.
+func (m *meaning) node(n Node) (cond, error) {
+	switch n := n.(type) {
+	case AllOf:
+		parts, err := m.nodes(n)
+		return condAnd(parts), err
+	case AnyOf:
+		parts, err := m.nodes(n)
+		return condOr(parts), err
+	case Not:
+		x, err := m.node(n.X)
+		return condNot{x}, err
+	case Is:
+		return m.is(n)
+	case Carries:
+		if n.Proto == LinkLayer {
+			if err := m.needsEthernet(n.Column, n); err != nil {
+				return nil, err
+			}
+			return m.etherType(n.Number), nil
+		}
+		return m.carries(n.Proto, n.Number), nil
+	case Host:
+		return m.host(n)
+	case EtherHost:
+		if err := m.needsEthernet(n.Column, n); err != nil {
+			return nil, err
+		}
+		return m.etherHost(n), nil
+	case Port:
+		return m.port(n), nil
+	case Cast:
+		return m.cast(n)
+	case VLAN:
+		return m.vlan(n)
+	case Relation:
+		return m.relation(n)
+	case IfName:
+		return condIfName(n.Name), nil
+	case Direction:
+		return condDirection{n.Outbound}, nil
+	}
+	matches, err := leaf(n, m.link)
+	return condKernel(matches), err
+}
+
+func (m *meaning) nodes(nodes []Node) ([]cond, error) {
+	out := make([]cond, len(nodes))
+	for i, n := range nodes {
+		var err error
+		if out[i], err = m.node(n); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// needsEthernet refuses what has no meaning without a link-layer header.
+func (m *meaning) needsEthernet(column int, what interface{ String() string }) error {
+	if m.link == LinkEthernet {
+		return nil
+	}
+	return &Error{Field: "filter", Value: what.String(), Column: column,
+		Message: what.String() + " needs the link-layer header, which the chosen hooks do not see",
+		Hint:    "capture at the hooks ingress and egress: name the interface (-i IF) and no other hook"}
+}
+
+// at loads from the frame.
+func at(offset uint32, size uint8) load { return load{base: frame, offset: offset, size: size} }
+
+// equal compares bytes with a number.
+func equal(l load, n uint32) *condTest { return &condTest{op: opEqual, left: l, right: constant(n)} }
+
+// masked compares some bits of bytes with a number.
+func masked(l load, n, mask uint32) cond {
+	if mask == ^uint32(0)>>(32-8*uint32(l.size)) {
+		return equal(l, n)
+	}
+	return &condTest{op: opEqual, left: &binary32{"&", l, constant(mask)}, right: constant(n)}
+}
+
+// safe marks a test that reads nothing but a header that has been seen to be there.
+func safe(c cond) cond {
+	if t, ok := c.(*condTest); ok {
+		t.safe = true
+	}
+	return c
+}
+
+// net is an offset from the network header.
+func (m *meaning) net(offset uint32, size uint8) load { return at(m.network+offset, size) }
+
+// etherType compares the type of what the link layer carries.
+func (m *meaning) etherType(n uint32) cond {
+	if m.link == LinkEthernet {
+		return safe(equal(at(m.typeAt, 2), n))
+	}
+	switch n {
+	case etherIP:
+		return safe(masked(at(0, 1), 0x40, 0xf0))
+	case etherIP6:
+		return safe(masked(at(0, 1), 0x60, 0xf0))
+	}
+	return condConst(false)
+}
+
+func (m *meaning) is(n Is) (cond, error) {
+	switch n.Proto {
+	case IP:
+		return m.etherType(etherIP), nil
+	case IP6:
+		return m.etherType(etherIP6), nil
+	case ARP, RARP:
+		if err := m.needsEthernet(n.Column, n); err != nil {
+			return nil, err
+		}
+		return m.etherType(map[Proto]uint32{ARP: etherARP, RARP: etherRARP}[n.Proto]), nil
+	}
+	return m.abbreviation(n.Proto), nil
+}
+
+// abbreviation is a protocol above IP.
+func (m *meaning) abbreviation(p Proto) cond {
+	switch p {
+	case IP:
+		return m.etherType(etherIP)
+	case IP6:
+		return m.etherType(etherIP6)
+	case ICMP:
+		return m.carries(IP, protoICMP)
+	case IGMP:
+		return m.carries(IP, protoIGMP)
+	case VRRP, CARP:
+		return m.carries(IP, protoVRRP)
+	case ICMP6:
+		return m.carries(IP6, protoICMP6)
+	}
+	return m.carries(Any, map[Proto]uint32{TCP: protoTCP, UDP: protoUDP, SCTP: protoSCTP, PIM: protoPIM,
+		AH: protoAH, ESP: protoESP, GRE: protoGRE}[p])
+}
+
+// carries compares IPv4's protocol, or IPv6's next header, also behind one fragment
+// header.
+func (m *meaning) carries(p Proto, n uint32) cond {
+	const fragment = 44
+	switch p {
+	case IP:
+		return condAnd{m.etherType(etherIP), safe(equal(m.net(9, 1), n))}
+	case IP6:
+		return condAnd{m.etherType(etherIP6), condOr{
+			safe(equal(m.net(6, 1), n)),
+			condAnd{safe(equal(m.net(6, 1), fragment)), equal(m.net(ip6Header, 1), n)},
+		}}
+	}
+	return condOr{m.carries(IP, n), m.carries(IP6, n)}
+}
+
+// sides joins what is wanted of source and destination.
+func sides(d Dir, one func(destination bool) cond) cond {
+	switch d {
+	case Src:
+		return one(false)
+	case Dst:
+		return one(true)
+	case SrcAndDst:
+		return condAnd{one(false), one(true)}
+	}
+	return condOr{one(false), one(true)}
+}
+
+func (m *meaning) host(n Host) (cond, error) {
+	if n.Addr.Is6() {
+		return m.host6(n), nil
+	}
+	addr, mask := n.Addr.As4(), n.Mask.As4()
+	in := func(etherType, src, dst uint32) cond {
+		return sides(n.Dir, func(destination bool) cond {
+			offset := src
+			if destination {
+				offset = dst
+			}
+			test := masked(m.net(offset, 4), binary.BigEndian.Uint32(addr[:]), binary.BigEndian.Uint32(mask[:]))
+			if etherType == etherIP {
+				test = safe(test)
+			}
+			return condAnd{m.etherType(etherType), test}
+		})
+	}
+	switch n.Proto {
+	case IP:
+		return in(etherIP, 12, 16), nil
+	case ARP, RARP:
+		if err := m.needsEthernet(n.Column, n); err != nil {
+			return nil, err
+		}
+		return in(map[Proto]uint32{ARP: etherARP, RARP: etherRARP}[n.Proto], 14, 24), nil
+	}
+	if m.link == LinkRaw {
+		return in(etherIP, 12, 16), nil
+	}
+	return condOr{in(etherIP, 12, 16), in(etherARP, 14, 24), in(etherRARP, 14, 24)}, nil
+}
+
+func (m *meaning) host6(n Host) cond {
+	addr, mask := n.Addr.As16(), n.Mask.As16()
+	return sides(n.Dir, func(destination bool) cond {
+		offset := uint32(8)
+		if destination {
+			offset = 24
+		}
+		all := condAnd{m.etherType(etherIP6)}
+		for i := uint32(0); i < 16; i += 4 {
+			all = append(all, safe(masked(m.net(offset+i, 4), binary.BigEndian.Uint32(addr[i:]), binary.BigEndian.Uint32(mask[i:]))))
+		}
+		return all
+	})
+}
+
+func (m *meaning) etherHost(n EtherHost) cond {
+	return sides(n.Dir, func(destination bool) cond {
+		offset := uint32(6)
+		if destination {
+			offset = 0
+		}
+		return condAnd{
+			safe(equal(at(offset+2, 4), binary.BigEndian.Uint32(n.MAC[2:]))),
+			safe(equal(at(offset, 2), uint32(binary.BigEndian.Uint16(n.MAC[:])))),
+		}
+	})
+}
+
+// notFragment wants IPv4 packets that are no later fragment.
+func (m *meaning) notFragment() cond { return safe(masked(m.net(6, 2), 0, 0x1fff)) }
+
+func (m *meaning) port(n Port) cond {
+	protos := map[Proto][]uint32{TCP: {protoTCP}, UDP: {protoUDP}, SCTP: {protoSCTP},
+		Any: {protoTCP, protoUDP, protoSCTP}}[n.Proto]
+	either := func(offset uint32) cond { // the protocol's number at offset
+		any := condOr{}
+		for _, p := range protos {
+			any = append(any, safe(equal(m.net(offset, 1), p)))
+		}
+		return any
+	}
+	ports := func(port func(offset uint32) load) cond {
+		return sides(n.Dir, func(destination bool) cond {
+			offset := uint32(0)
+			if destination {
+				offset = 2
+			}
+			if n.Low == n.High {
+				return equal(port(offset), uint32(n.Low))
+			}
+			return condAnd{
+				&condTest{op: opGreaterEqual, left: port(offset), right: constant(n.Low)},
+				condNot{&condTest{op: opGreater, left: port(offset), right: constant(n.High)}},
+			}
+		})
+	}
+	return condOr{
+		condAnd{m.etherType(etherIP6), either(6), ports(func(offset uint32) load { return m.net(ip6Header+offset, 2) })},
+		condAnd{m.etherType(etherIP), either(9), m.notFragment(),
+			ports(func(offset uint32) load {
+				return load{base: transport, offset: m.network + offset, size: 2, header: m.network}
+			})},
+	}
+}
+
+func (m *meaning) cast(n Cast) (cond, error) {
+	switch n.Proto {
+	case IP:
+		return condAnd{m.etherType(etherIP), safe(&condTest{op: opGreaterEqual, left: m.net(16, 1), right: constant(224)})}, nil
+	case IP6:
+		return condAnd{m.etherType(etherIP6), safe(equal(m.net(24, 1), 255))}, nil
+	}
+	if err := m.needsEthernet(n.Column, n); err != nil {
+		return nil, err
+	}
+	if n.Broadcast {
+		return m.etherHost(EtherHost{Dir: Dst, MAC: [6]byte{255, 255, 255, 255, 255, 255}}), nil
+	}
+	return safe(masked(at(0, 1), 1, 1)), nil
+}
+
+func (m *meaning) vlan(n VLAN) (cond, error) {
+	if err := m.needsEthernet(n.Column, n); err != nil {
+		return nil, err
+	}
+	all := condAnd{condOr{m.etherType(etherVLAN), m.etherType(etherQinQ), m.etherType(etherOld)}}
+	if n.ID >= 0 {
+		all = append(all, masked(m.net(0, 2), uint32(n.ID), 0x0fff))
+	}
+	m.typeAt, m.network = m.typeAt+4, m.network+4
+	return all, nil
+}
