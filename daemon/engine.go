@@ -56,7 +56,7 @@ type engine struct {
 	closed    int64 // bytes in segments that are finished
 	count     counts
 	published uint64 // packets seen when live was last brought up to date
-	tick      time.Time
+	tick      time.Time // when to flush and to look at the segment's age; zero = nothing to
 }
 
 // stopping is why a capture ends.
@@ -205,8 +205,8 @@ func (e *engine) clocks(now time.Time) {
 		e.end(writeFailure(err))
 	}
 	e.publish()
-	if !now.Before(e.tick) {
-		e.tick = now.Add(tickEvery)
+	if !e.tick.IsZero() && !now.Before(e.tick) {
+		e.tick = time.Time{}
 		if e.segmentTime > 0 && !e.ended && e.out.Packets() > 0 && now.Sub(e.out.Opened()) >= e.segmentTime && e.mayRotate(0) {
 			e.rotate()
 		}
@@ -223,7 +223,7 @@ func (e *engine) schedule(now time.Time) {
 		at = now.Add(time.Hour)
 	}
 	if e.out.Dirty() || (e.segmentTime > 0 && e.out.Packets() > 0) {
-		if e.tick.Before(now) {
+		if e.tick.IsZero() {
 			e.tick = now.Add(tickEvery)
 		}
 		at = earlier(at, e.tick)
