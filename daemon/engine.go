@@ -55,7 +55,7 @@ type engine struct {
 	ended     bool  // a limit was reached: what comes now is discarded
 	closed    int64 // bytes in segments that are finished
 	count     counts
-	published uint64 // packets seen when live was last brought up to date
+	published uint64    // packets seen when live was last brought up to date
 	tick      time.Time // when to flush and to look at the segment's age; zero = nothing to
 }
 
