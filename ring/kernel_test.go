@@ -112,11 +112,12 @@ func collect(t *testing.T, r *Reader, link LinkType, patience time.Duration) (ou
 
 // startTcpdump captures in a namespace; the function it gives waits until tcpdump has
 // written as many packets as wanted (it can be slow), ends it and reads its file.
+// Immediate mode gives each packet a slot of the snaplen: the buffer must hold enough of them for a busy machine.
 func startTcpdump(t *testing.T, ns, device, link string, args ...string) func(want int) []pcapng.Packet {
 	t.Helper()
 	testbed.NeedCommand(t, "tcpdump")
 	path := filepath.Join(t.TempDir(), "judge.pcap")
-	cmd := exec.Command("ip", append([]string{"netns", "exec", ns, "tcpdump", "-Z", "root", "-i", device, "-y", link, "-s", "0", "-B", "16384",
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns, "tcpdump", "-Z", "root", "-i", device, "-y", link, "-s", "70000", "-B", "131072",
 		"--immediate-mode", "-U", "--time-stamp-precision=nano", "-w", path}, args...)...)
 	stderr := new(testbed.Buffer)
 	cmd.Stderr = stderr

@@ -41,11 +41,15 @@ func TestTuning(t *testing.T) {
 			t.Errorf("a clocked group begins with %+v", tn)
 		}
 		run(r, f, conns[0], &seq, 5000, 300, batch)
-		if got := setting(conns[0], configThresh); got < 12 || got > 28 {
-			t.Errorf("at 5000/s the threshold is %d, want about 20", got)
+		if tn := &r.groups[0].tuning; !tn.prompt || tn.threshold != 1 {
+			t.Errorf("at 5000/s: %+v", tn)
+		}
+		run(r, f, conns[0], &seq, 40_000, 300, batch)
+		if got := setting(conns[0], configThresh); got < 120 || got > 200 {
+			t.Errorf("at 40000/s the threshold is %d, want about 160", got)
 		}
 		if got := setting(conns[0], configBuffer); got != bufferFull {
-			t.Errorf("at 5000/s the buffer is %d", got)
+			t.Errorf("at 40000/s the buffer is %d", got)
 		}
 		run(r, f, conns[0], &seq, 200_000, 100, batch)
 		if got := setting(conns[0], configThresh); got < maxClocked*7/8 || got > maxClocked {
