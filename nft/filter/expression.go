@@ -151,11 +151,14 @@ type Expr interface {
 	expr()
 }
 
-// Number is a number; PacketLength the packet's length in bytes; Negative is 0 - X.
+// Leaves of an expression, and the sign.
 type (
-	Number       uint32
+	// Number is a number.
+	Number uint32
+	// PacketLength is the packet's length in bytes.
 	PacketLength struct{}
-	Negative     struct{ X Expr }
+	// Negative is 0 - X.
+	Negative struct{ X Expr }
 )
 
 // Load is 1, 2 or 4 bytes of a packet in network order, counted from the beginning of a

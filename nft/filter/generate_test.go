@@ -254,11 +254,12 @@ func (g *generator) ip6(proto byte) []byte {
 	for g.IntN(3) == 0 {
 		kind := pick(g, []byte{0, 43, 60, 44})
 		header := append([]byte{next, 0}, g.bytes(6)...)
-		if kind == 44 {
+		switch kind {
+		case 44:
 			binary.BigEndian.PutUint16(header[2:], pick(g, []uint16{0, 1, 8, 8<<3 | 1}))
-		} else if kind == 0 || kind == 60 {
+		case 0, 60:
 			copy(header[2:], []byte{1, 4, 0, 0, 0, 0}) // PadN
-		} else {
+		default:
 			copy(header[2:], []byte{253, 0, 0, 0, 0, 0})
 		}
 		payload, next = append(header, payload...), kind

@@ -179,7 +179,7 @@ func (m *Matcher) match(p *Packet) (wanted, whole bool) {
 	at := m.start
 	for at >= 0 {
 		j := &m.nodes[at]
-		yes, ok := false, true
+		var yes, ok bool
 		if j.offset >= 0 {
 			var n uint32
 			if n, ok = p.bytes(j.offset, j.size); ok {
