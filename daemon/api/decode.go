@@ -20,7 +20,7 @@ import (
 // be unknown; errors name the field, the value and the mend. null counts as not given,
 // and so does an empty body as {}.
 func decodeJSON(body []byte, dst any) *wire.Error {
-	body = bytes.TrimSpace(body)
+	body = bytes.Trim(body, " \t\r\n") // what JSON calls white space (RFC 8259 section 2), and no more
 	if len(body) == 0 {
 		return nil
 	}

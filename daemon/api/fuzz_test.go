@@ -19,7 +19,7 @@ import (
 func FuzzDecode(f *testing.F) {
 	for _, seed := range []string{
 		``, `{}`, `{"name": "a", "labels": {"k": "v"}, "exclude": [{"source": "192.0.2.1", "source_port": 5}], "byte_limit": "10mb", "time_limit": 1.5}`,
-		`{"filter_v1": {"protocol": "tcp", "source_port": 1e3}}`, `{"a": [[[[[[{}]]]]]]}`, `{"name": "\ud800"}`, `{"snaplen": 96.0, "check": false}`, `[1]`, `{"hooks": []}`,
+		`{"filter_v1": {"protocol": "tcp", "source_port": 1e3}}`, `{"a": [[[[[[{}]]]]]]}`, `{"name": "\ud800"}`, `{"snaplen": 96.0, "check": false}`, `[1]`, `{"hooks": []}`, "\f{}", "\t\r\n {} ",
 	} {
 		f.Add([]byte(seed))
 	}
