@@ -19,13 +19,22 @@ const aliveComment = "renewed by capd; without it nothing is logged"
 // key is what this package knows about a filter.Key: how it is loaded, what values look
 // like, and what must be known of a packet before it may be loaded.
 type key struct {
-	load   expr.Any // into register 1; nil where parseKey makes it
+	load   expr.Any // into register 1
 	typ    nftables.SetDatatype
 	text   func([]byte) string
-	native bool  // the register is in the processor's byte order
-	needs4 uint8 // the IP version that the key implies: 4, 6 or 0
-	needsL uint8 // the transport protocol that the key implies, or 0
+	native bool     // the register is in the processor's byte order
+	needs  protocol // what the key implies of the packet, or 0
+	needsL uint8    // the transport protocol that the key implies, or 0
 }
+
+// protocol is a protocol above the link layer.
+type protocol uint8
+
+const (
+	ip4 protocol = iota + 1
+	ip6
+	arp // tables of family netdev only
+)
 
 func nativeUint32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
@@ -56,10 +65,24 @@ var keys = map[filter.Key]key{
 	filter.IIfName: {load: meta(expr.MetaKeyIIFNAME), typ: nftables.TypeIFName, text: quotedText},
 	filter.OIfName: {load: meta(expr.MetaKeyOIFNAME), typ: nftables.TypeIFName, text: quotedText},
 
-	filter.IPSaddr:  {load: network(12, 4), typ: nftables.TypeIPAddr, text: addressText, needs4: 4},
-	filter.IPDaddr:  {load: network(16, 4), typ: nftables.TypeIPAddr, text: addressText, needs4: 4},
-	filter.IP6Saddr: {load: network(8, 16), typ: nftables.TypeIP6Addr, text: addressText, needs4: 6},
-	filter.IP6Daddr: {load: network(24, 16), typ: nftables.TypeIP6Addr, text: addressText, needs4: 6},
+	filter.Length: {load: meta(expr.MetaKeyLEN), typ: nftables.TypeInteger, text: numberText, native: true},
+
+	filter.IPLength:    {load: network(2, 2), typ: integer(2), text: numberText, needs: ip4},
+	filter.IPID:        {load: network(4, 2), typ: integer(2), text: numberText, needs: ip4},
+	filter.IPFragOff:   {load: network(6, 2), typ: integer(2), text: numberText, needs: ip4},
+	filter.IPTTL:       {load: network(8, 1), typ: integer(1), text: numberText, needs: ip4},
+	filter.IPProtocol:  {load: network(9, 1), typ: nftables.TypeInetProto, text: protocolText, needs: ip4},
+	filter.IP6Length:   {load: network(4, 2), typ: integer(2), text: numberText, needs: ip6},
+	filter.IP6NextHdr:  {load: network(6, 1), typ: nftables.TypeInetProto, text: protocolText, needs: ip6},
+	filter.IP6HopLimit: {load: network(7, 1), typ: integer(1), text: numberText, needs: ip6},
+
+	filter.IPSaddr:  {load: network(12, 4), typ: nftables.TypeIPAddr, text: addressText, needs: ip4},
+	filter.IPDaddr:  {load: network(16, 4), typ: nftables.TypeIPAddr, text: addressText, needs: ip4},
+	filter.IP6Saddr: {load: network(8, 16), typ: nftables.TypeIP6Addr, text: addressText, needs: ip6},
+	filter.IP6Daddr: {load: network(24, 16), typ: nftables.TypeIP6Addr, text: addressText, needs: ip6},
+
+	filter.ARPSaddr: {load: network(14, 4), typ: nftables.TypeIPAddr, text: addressText, needs: arp},
+	filter.ARPDaddr: {load: network(24, 4), typ: nftables.TypeIPAddr, text: addressText, needs: arp},
 
 	filter.ThSport:      port(0, 0),
 	filter.ThDport:      port(2, 0),
@@ -83,6 +106,20 @@ var keys = map[filter.Key]key{
 		typ: nftables.TypeFIBAddr, text: func([]byte) string { return "local" }, native: true},
 }
 
+// integer is the type of numbers of so many bytes.
+func integer(size uint32) nftables.SetDatatype {
+	t := nftables.TypeInteger
+	t.Bytes = size
+	return t
+}
+
+// raw loads bytes that nft has no word for: base is ll, nh or th.
+func raw(base string, offset, length uint32) expr.Any {
+	bases := map[string]expr.PayloadBase{"ll": expr.PayloadBaseLLHeader,
+		"nh": expr.PayloadBaseNetworkHeader, "th": expr.PayloadBaseTransportHeader}
+	return &expr.Payload{DestRegister: 1, Base: bases[base], Offset: offset, Len: length}
+}
+
 func port(offset uint32, protocol uint8) key {
 	return key{load: transport(offset, 2), typ: nftables.TypeInetService, text: numberText, needsL: protocol}
 }
@@ -92,6 +129,11 @@ func port(offset uint32, protocol uint8) key {
 func keyOf(k filter.Key) key {
 	if known, ok := keys[k]; ok {
 		return known
+	}
+	var base string
+	var offset, length uint32
+	if n, err := fmt.Sscanf(strings.ReplaceAll(string(k), ",", " "), "@%s %d %d", &base, &offset, &length); n == 3 && err == nil {
+		return key{load: raw(base, offset/8, length/8), typ: integer(length / 8), text: hexText}
 	}
 	// The rest is a name and a number.
 	i := strings.LastIndexByte(string(k), ' ')
@@ -123,10 +165,15 @@ func (k key) spanText(s filter.Span) string {
 	if s.Hi == nil {
 		return k.text(s.Lo)
 	}
-	if bits, ok := prefixLength(s); ok && k.needs4 != 0 {
+	if bits, ok := prefixLength(s); ok && k.isAddress() {
 		return fmt.Sprintf("%s/%d", k.text(s.Lo), bits)
 	}
 	return k.text(s.Lo) + "-" + k.text(s.Hi)
+}
+
+// isAddress tells keys whose ranges are written as prefixes where they are some.
+func (k key) isAddress() bool {
+	return k.typ.Name == nftables.TypeIPAddr.Name || k.typ.Name == nftables.TypeIP6Addr.Name
 }
 
 // prefixLength tells whether a value is a range and a prefix, and its length in bits.
@@ -166,6 +213,11 @@ func numberText(b []byte) string {
 		n = n<<8 | uint64(x)
 	}
 	return strconv.FormatUint(n, 10)
+}
+
+func hexText(b []byte) string {
+	n := binary.BigEndian.Uint64(append(make([]byte, 8-len(b)), b...))
+	return fmt.Sprintf("0x%x", n)
 }
 
 func nativeText(b []byte) string {

@@ -187,20 +187,23 @@ func (b *builder) build(devices []string) error {
 		burst := min(max(b.spec.Rate/10, 5), 1<<31)
 		b.rate = &rate{"rate_" + b.spec.ID[:8], b.spec.Rate, uint32(burst)}
 	}
-	if err := b.class("stamped", stamped, b.spec.Stamped, devices); err != nil {
-		return err
-	}
-	return b.class("clocked", clocked, b.spec.Clocked, devices)
-}
-
-// class lays out the hooks that share groups.
-func (b *builder) class(class string, hooks []string, groups []uint16, devices []string) error {
-	if len(hooks) == 0 {
+	if len(stamped)+len(clocked) == 0 {
 		return nil
 	}
 	program, err := b.spec.Filter.Compile(b.family.link())
 	if err != nil {
 		return err
+	}
+	if err := b.class("stamped", stamped, b.spec.Stamped, program, devices); err != nil {
+		return err
+	}
+	return b.class("clocked", clocked, b.spec.Clocked, program, devices)
+}
+
+// class lays out the hooks that share groups.
+func (b *builder) class(class string, hooks []string, groups []uint16, program *filter.Program, devices []string) error {
+	if len(hooks) == 0 {
+		return nil
 	}
 	first := b.base + "_" + class
 	logChain := first + "_log"
@@ -216,10 +219,7 @@ func (b *builder) class(class string, hooks []string, groups []uint16, devices [
 		}
 	}
 	b.filter(first, logChain, program)
-	if err := b.logChain(first, logChain, groups); err != nil {
-		return err
-	}
-	return nil
+	return b.logChain(first, logChain, groups)
 }
 
 // comment names the capture and says what a rule is for.

@@ -74,14 +74,16 @@ func (l *lowerer) needs(k key) []filter.Match {
 		out = append(out, filter.Match{Key: key, Values: []filter.Span{{Lo: value}}})
 	}
 	switch {
-	case k.needs4 == 4 && l.fam == inet:
+	case k.needs == ip4 && l.fam == inet:
 		is(filter.NFProto, unix.NFPROTO_IPV4)
-	case k.needs4 == 6 && l.fam == inet:
+	case k.needs == ip6 && l.fam == inet:
 		is(filter.NFProto, unix.NFPROTO_IPV6)
-	case k.needs4 == 4:
+	case k.needs == ip4:
 		is(filter.EthType, 0x08, 0x00)
-	case k.needs4 == 6:
+	case k.needs == ip6:
 		is(filter.EthType, 0x86, 0xdd)
+	case k.needs == arp:
+		is(filter.EthType, 0x08, 0x06)
 	}
 	if k.needsL != 0 {
 		is(filter.L4Proto, k.needsL)
@@ -101,6 +103,9 @@ func (l *lowerer) match(m filter.Match) []expr.Any {
 		return []expr.Any{k.load, &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: name}}
 	}
 	out := []expr.Any{k.load}
+	if m.Key == filter.Length {
+		return l.length(m)
+	}
 	if m.Mask != nil {
 		size := uint32(len(m.Mask))
 		out = append(out, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: m.Mask, Xor: make([]byte, size)})
@@ -117,9 +122,9 @@ func (l *lowerer) match(m filter.Match) []expr.Any {
 	switch bits, isPrefix := prefixLength(v); {
 	case v.Hi == nil:
 		return append(out, &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: v.Lo})
-	case isPrefix && k.needs4 != 0 && bits%8 == 0:
+	case isPrefix && k.isAddress() && bits%8 == 0:
 		return []expr.Any{shorter(k.load, uint32(bits/8)), &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: v.Lo[:bits/8]}}
-	case isPrefix && k.needs4 != 0:
+	case isPrefix && k.isAddress():
 		mask := make([]byte, len(v.Lo))
 		for i := range mask {
 			mask[i] = ^(v.Lo[i] ^ v.Hi[i])
@@ -131,6 +136,23 @@ func (l *lowerer) match(m filter.Match) []expr.Any {
 		return append(out, &expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: v.Lo, ToData: v.Hi})
 	}
 	return append(out, &expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: v.Lo}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: v.Hi})
+}
+
+// length compares the packet's length, which comes in the processor's byte order: for an
+// order of values, and for sets of ranges, it is turned into network order as nft does.
+func (l *lowerer) length(m filter.Match) []expr.Any {
+	k := keyOf(m.Key)
+	if m.Op == filter.Equal || m.Op == filter.NotEqual {
+		n := binary.BigEndian.Uint32(m.Values[0].Lo)
+		return []expr.Any{k.load, &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: nativeUint32(n)}}
+	}
+	out := []expr.Any{k.load, &expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4}}
+	if m.Op != filter.In && m.Op != filter.NotIn {
+		return append(out, &expr.Cmp{Op: cmpOps[m.Op], Register: 1, Data: m.Values[0].Lo})
+	}
+	set := &nftables.Set{Table: l.table, Anonymous: true, Constant: true, KeyType: k.typ, Interval: true}
+	l.add(set, intervals(m.Values))
+	return append(out, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: m.Op == filter.NotIn})
 }
 
 // shorter loads only the first bytes, as nft does for prefixes of whole bytes.
@@ -163,13 +185,20 @@ func (l *lowerer) namedSet(s filter.Set) *nftables.Set {
 // elements gives a set's elements; in a set with ranges each value is a range that ends
 // before the next element.
 func elements(values []filter.Span) []nftables.SetElement {
+	if hasRange(values) {
+		return intervals(values)
+	}
 	var out []nftables.SetElement
-	interval := hasRange(values)
 	for _, v := range values {
 		out = append(out, nftables.SetElement{Key: v.Lo})
-		if !interval {
-			continue
-		}
+	}
+	return out
+}
+
+func intervals(values []filter.Span) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, v := range values {
+		out = append(out, nftables.SetElement{Key: v.Lo})
 		end := slices.Clone(v.Hi)
 		if end == nil {
 			end = slices.Clone(v.Lo)

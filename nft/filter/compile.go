@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
-	"slices"
 )
 
 // Link says what stands before the network header where a program runs.
@@ -25,29 +24,31 @@ func (f *Filter) Compile(link Link) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	program := &Program{Exact: true}
-	var matches []Match
-	parts, ok := c.(condAnd)
-	if !ok {
-		parts = condAnd{c}
+	exact := true
+	form := numbers{}.number(kernelForm(c, false, link, &exact))
+	g := graph{exact: exact}
+	start := g.add(form, hit, miss)
+	if len(g.tests) > maxTests {
+		return &Program{Chains: looseRules(form)}, nil
 	}
-	for _, part := range parts {
-		kernel, ok := part.(condKernel)
-		if !ok {
-			program.Exact = program.Exact && part == condConst(true)
-			continue
-		}
-		for _, match := range kernel {
-			if !slices.ContainsFunc(matches, match.equal) { // both ports need the same protocols
-				matches = append(matches, match)
-			}
-		}
+	start = g.simplify(start)
+	switch start {
+	case hit:
+		return &Program{Exact: exact}, nil
+	case miss:
+		return nil, &Error{Field: "filter", Value: f.String(), Message: "no packet can match " + f.String(),
+			Hint: "leave out what contradicts itself"}
 	}
-	if len(matches) > 0 {
-		program.Chains = []Chain{{Rules: []Rule{{Matches: matches, Verdict: Hit}}}}
+	chains := g.rules(start)
+	if tooDeep(chains) {
+		return &Program{Chains: looseRules(form)}, nil
 	}
-	return program, nil
+	return &Program{Chains: chains, Exact: exact}, nil
 }
+
+// maxTests bounds the graphs that are written exactly; a thousand hosts are four tests, a
+// thousand pairs of host and port ten thousand.
+const maxTests = 4000
 
 func (m Match) equal(other Match) bool { return reflect.DeepEqual(m, other) }
 
@@ -64,9 +65,11 @@ func leaf(n Node, link Link) ([]Match, error) {
 	return nil, fmt.Errorf("filter: %s cannot be compiled", n)
 }
 
+// Values of NFProto: NFPROTO_IPV4 and NFPROTO_IPV6 of linux/netfilter.h.
+const afInet, afInet6 = 2, 10
+
 // familyMatch compares a packet's IP version.
 func familyMatch(is4 bool, link Link) Match {
-	const afInet, afInet6 = 2, 10 // NFPROTO_IPV4 and NFPROTO_IPV6 in linux/netfilter.h
 	switch {
 	case link == LinkEthernet && is4:
 		return Match{Key: EthType, Values: []Span{{Lo: []byte{0x08, 0x00}}}}

@@ -32,6 +32,12 @@ var (
 // expression is a filter of bounded depth.
 func (g *generator) expression(depth int) string {
 	switch n := g.IntN(10); {
+	case depth == 3 && n == 0: // more alternatives than a packet can come through chains
+		parts := make([]string, 5+g.IntN(20))
+		for i := range parts {
+			parts[i] = "(" + g.expression(1) + " and " + g.primitive() + ")"
+		}
+		return strings.Join(parts, " or ")
 	case depth == 0 || n < 3:
 		return g.primitive()
 	case n < 5:

@@ -127,6 +127,8 @@ func (m *Matcher) add(c cond, yes, no int32) int32 {
 		return no
 	case condNot:
 		return m.add(c.x, no, yes)
+	case condHint:
+		return m.add(c.x, yes, no)
 	case condAnd:
 		for i := len(c) - 1; i >= 0; i-- {
 			yes = m.add(c[i], yes, no)

@@ -1,6 +1,9 @@
 package filter
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // This file gives a syntax tree the meaning that libpcap gives it (gencode.c of libpcap
 // 1.10): a condition over bytes at offsets from the beginning of the frame, tested in
@@ -27,6 +30,12 @@ type (
 		left, right value
 		safe        bool // every packet that comes to this test is long enough for it
 	}
+	// condHint is a condition that the kernel has one match for.
+	condHint struct {
+		x     cond
+		match Match
+		safe  bool // as condTest's
+	}
 	// condKernel is decided by the kernel alone: filter_v1 and flows.
 	condKernel []Match
 	// condIfName and condDirection look at what comes beside the packet.
@@ -39,6 +48,7 @@ func (condAnd) cond()       {}
 func (condOr) cond()        {}
 func (condNot) cond()       {}
 func (*condTest) cond()     {}
+func (condHint) cond()      {}
 func (condKernel) cond()    {}
 func (condIfName) cond()    {}
 func (condDirection) cond() {}
@@ -64,7 +74,8 @@ type (
 		offset uint32
 		index  value // nil = 0
 		size   uint8
-		header uint32 // base transport: where the IPv4 header begins
+		header uint32 // where the network header begins
+		of     Proto  // whose header it is in, where the packet is known to be of it, or Any
 	}
 	// binary32 calculates modulo 2^32.
 	binary32 struct {
@@ -102,6 +113,7 @@ const (
 	ethernetHeader = 14
 	ip4Header      = 20
 	ip6Header      = 40
+	arpHeader      = 28 // for IPv4 over Ethernet, RFC 826
 )
 
 // meaning walks a tree in the order of the text: what stands after vlan counts from
@@ -194,34 +206,40 @@ func at(offset uint32, size uint8) load { return load{base: frame, offset: offse
 func equal(l load, n uint32) *condTest { return &condTest{op: opEqual, left: l, right: constant(n)} }
 
 // masked compares some bits of bytes with a number.
-func masked(l load, n, mask uint32) cond {
+func masked(l load, n, mask uint32) *condTest {
 	if mask == ^uint32(0)>>(32-8*uint32(l.size)) {
 		return equal(l, n)
 	}
 	return &condTest{op: opEqual, left: &binary32{"&", l, constant(mask)}, right: constant(n)}
 }
 
-// safe marks a test that reads nothing but a header that has been seen to be there.
-func safe(c cond) cond {
+// safe marks a test that reads nothing but a header that has been seen to be there. Behind
+// a VLAN tag nothing has been seen.
+func (m *meaning) safe(c cond) cond {
 	if t, ok := c.(*condTest); ok {
-		t.safe = true
+		t.safe = !m.tagged()
 	}
 	return c
 }
 
-// net is an offset from the network header.
-func (m *meaning) net(offset uint32, size uint8) load { return at(m.network+offset, size) }
+// net is bytes of a network header that the packet is known to have.
+func (m *meaning) net(of Proto, offset uint32, size uint8) load {
+	return load{base: frame, offset: m.network + offset, size: size, header: m.network, of: of}
+}
+
+// tagged tells whether offsets count from behind a VLAN tag.
+func (m *meaning) tagged() bool { return m.link == LinkEthernet && m.network != ethernetHeader }
 
 // etherType compares the type of what the link layer carries.
 func (m *meaning) etherType(n uint32) cond {
 	if m.link == LinkEthernet {
-		return safe(equal(at(m.typeAt, 2), n))
+		return m.safe(equal(at(m.typeAt, 2), n))
 	}
 	switch n {
 	case etherIP:
-		return safe(masked(at(0, 1), 0x40, 0xf0))
+		return m.safe(masked(at(0, 1), 0x40, 0xf0))
 	case etherIP6:
-		return safe(masked(at(0, 1), 0x60, 0xf0))
+		return m.safe(masked(at(0, 1), 0x60, 0xf0))
 	}
 	return condConst(false)
 }
@@ -267,11 +285,11 @@ func (m *meaning) carries(p Proto, n uint32) cond {
 	const fragment = 44
 	switch p {
 	case IP:
-		return condAnd{m.etherType(etherIP), safe(equal(m.net(9, 1), n))}
+		return condAnd{m.etherType(etherIP), m.safe(equal(m.net(IP, 9, 1), n))}
 	case IP6:
 		return condAnd{m.etherType(etherIP6), condOr{
-			safe(equal(m.net(6, 1), n)),
-			condAnd{safe(equal(m.net(6, 1), fragment)), equal(m.net(ip6Header, 1), n)},
+			m.safe(equal(m.net(IP6, 6, 1), n)),
+			condAnd{m.safe(equal(m.net(IP6, 6, 1), fragment)), equal(m.net(IP6, ip6Header, 1), n)},
 		}}
 	}
 	return condOr{m.carries(IP, n), m.carries(IP6, n)}
@@ -295,32 +313,30 @@ func (m *meaning) host(n Host) (cond, error) {
 		return m.host6(n), nil
 	}
 	addr, mask := n.Addr.As4(), n.Mask.As4()
-	in := func(etherType, src, dst uint32) cond {
+	in := func(of Proto, src, dst uint32) cond {
+		etherType := map[Proto]uint32{IP: etherIP, ARP: etherARP, RARP: etherRARP}[of]
 		return sides(n.Dir, func(destination bool) cond {
 			offset := src
 			if destination {
 				offset = dst
 			}
-			test := masked(m.net(offset, 4), binary.BigEndian.Uint32(addr[:]), binary.BigEndian.Uint32(mask[:]))
-			if etherType == etherIP {
-				test = safe(test)
-			}
-			return condAnd{m.etherType(etherType), test}
+			test := masked(m.net(of, offset, 4), binary.BigEndian.Uint32(addr[:]), binary.BigEndian.Uint32(mask[:]))
+			return condAnd{m.etherType(etherType), m.safe(test)}
 		})
 	}
 	switch n.Proto {
 	case IP:
-		return in(etherIP, 12, 16), nil
+		return in(IP, 12, 16), nil
 	case ARP, RARP:
 		if err := m.needsEthernet(n.Column, n); err != nil {
 			return nil, err
 		}
-		return in(map[Proto]uint32{ARP: etherARP, RARP: etherRARP}[n.Proto], 14, 24), nil
+		return in(n.Proto, 14, 24), nil
 	}
 	if m.link == LinkRaw {
-		return in(etherIP, 12, 16), nil
+		return in(IP, 12, 16), nil
 	}
-	return condOr{in(etherIP, 12, 16), in(etherARP, 14, 24), in(etherRARP, 14, 24)}, nil
+	return condOr{in(IP, 12, 16), in(ARP, 14, 24), in(RARP, 14, 24)}, nil
 }
 
 func (m *meaning) host6(n Host) cond {
@@ -330,11 +346,20 @@ func (m *meaning) host6(n Host) cond {
 		if destination {
 			offset = 24
 		}
-		all := condAnd{m.etherType(etherIP6)}
+		all := condAnd{}
 		for i := uint32(0); i < 16; i += 4 {
-			all = append(all, safe(masked(m.net(offset+i, 4), binary.BigEndian.Uint32(addr[i:]), binary.BigEndian.Uint32(mask[i:]))))
+			all = append(all, m.safe(masked(m.net(IP6, offset+i, 4), binary.BigEndian.Uint32(addr[i:]), binary.BigEndian.Uint32(mask[i:]))))
 		}
-		return all
+		bits, _ := maskBits(n.Mask)
+		if m.tagged() {
+			return condAnd{m.etherType(etherIP6), all}
+		}
+		side := Source
+		if destination {
+			side = Destination
+		}
+		match := addressMatch(side, netip.PrefixFrom(n.Addr, bits), m.link)
+		return condAnd{m.etherType(etherIP6), condHint{all, match, true}}
 	})
 }
 
@@ -344,46 +369,54 @@ func (m *meaning) etherHost(n EtherHost) cond {
 		if destination {
 			offset = 0
 		}
-		return condAnd{
-			safe(equal(at(offset+2, 4), binary.BigEndian.Uint32(n.MAC[2:]))),
-			safe(equal(at(offset, 2), uint32(binary.BigEndian.Uint16(n.MAC[:])))),
+		all := condAnd{
+			equal(at(offset+2, 4), binary.BigEndian.Uint32(n.MAC[2:])),
+			equal(at(offset, 2), uint32(binary.BigEndian.Uint16(n.MAC[:]))),
 		}
+		return condHint{all, Match{Key: Raw("ll", offset, 6), Values: []Span{{Lo: n.MAC[:]}}}, true}
 	})
 }
 
 // notFragment wants IPv4 packets that are no later fragment.
-func (m *meaning) notFragment() cond { return safe(masked(m.net(6, 2), 0, 0x1fff)) }
+func (m *meaning) notFragment() cond { return m.safe(masked(m.net(IP, 6, 2), 0, 0x1fff)) }
 
 func (m *meaning) port(n Port) cond {
 	protos := map[Proto][]uint32{TCP: {protoTCP}, UDP: {protoUDP}, SCTP: {protoSCTP},
 		Any: {protoTCP, protoUDP, protoSCTP}}[n.Proto]
-	either := func(offset uint32) cond { // the protocol's number at offset
+	either := func(of Proto, offset uint32) cond { // the protocol's number at offset
 		any := condOr{}
 		for _, p := range protos {
-			any = append(any, safe(equal(m.net(offset, 1), p)))
+			any = append(any, m.safe(equal(m.net(of, offset, 1), p)))
 		}
 		return any
 	}
 	ports := func(port func(offset uint32) load) cond {
 		return sides(n.Dir, func(destination bool) cond {
-			offset := uint32(0)
+			key, offset := ThSport, uint32(0)
 			if destination {
-				offset = 2
+				key, offset = ThDport, 2
 			}
-			if n.Low == n.High {
-				return equal(port(offset), uint32(n.Low))
+			match := Match{Key: key, Values: []Span{{Lo: binary.BigEndian.AppendUint16(nil, n.Low)}}}
+			var test cond = equal(port(offset), uint32(n.Low))
+			if n.Low != n.High {
+				match.Values[0].Hi = binary.BigEndian.AppendUint16(nil, n.High)
+				test = condAnd{
+					&condTest{op: opGreaterEqual, left: port(offset), right: constant(n.Low)},
+					condNot{&condTest{op: opGreater, left: port(offset), right: constant(n.High)}},
+				}
 			}
-			return condAnd{
-				&condTest{op: opGreaterEqual, left: port(offset), right: constant(n.Low)},
-				condNot{&condTest{op: opGreater, left: port(offset), right: constant(n.High)}},
+			if m.tagged() {
+				return test
 			}
+			return condHint{test, match, false}
 		})
 	}
 	return condOr{
-		condAnd{m.etherType(etherIP6), either(6), ports(func(offset uint32) load { return m.net(ip6Header+offset, 2) })},
-		condAnd{m.etherType(etherIP), either(9), m.notFragment(),
+		condAnd{m.etherType(etherIP6), either(IP6, 6),
+			ports(func(offset uint32) load { return m.net(IP6, ip6Header+offset, 2) })},
+		condAnd{m.etherType(etherIP), either(IP, 9), m.notFragment(),
 			ports(func(offset uint32) load {
-				return load{base: transport, offset: m.network + offset, size: 2, header: m.network}
+				return load{base: transport, offset: m.network + offset, size: 2, header: m.network, of: IP}
 			})},
 	}
 }
@@ -391,9 +424,9 @@ func (m *meaning) port(n Port) cond {
 func (m *meaning) cast(n Cast) (cond, error) {
 	switch n.Proto {
 	case IP:
-		return condAnd{m.etherType(etherIP), safe(&condTest{op: opGreaterEqual, left: m.net(16, 1), right: constant(224)})}, nil
+		return condAnd{m.etherType(etherIP), m.safe(&condTest{op: opGreaterEqual, left: m.net(IP, 16, 1), right: constant(224)})}, nil
 	case IP6:
-		return condAnd{m.etherType(etherIP6), safe(equal(m.net(24, 1), 255))}, nil
+		return condAnd{m.etherType(etherIP6), m.safe(equal(m.net(IP6, 24, 1), 255))}, nil
 	}
 	if err := m.needsEthernet(n.Column, n); err != nil {
 		return nil, err
@@ -401,7 +434,9 @@ func (m *meaning) cast(n Cast) (cond, error) {
 	if n.Broadcast {
 		return m.etherHost(EtherHost{Dir: Dst, MAC: [6]byte{255, 255, 255, 255, 255, 255}}), nil
 	}
-	return safe(masked(at(0, 1), 1, 1)), nil
+	multicast := masked(at(0, 1), 1, 1)
+	multicast.safe = true
+	return multicast, nil
 }
 
 func (m *meaning) vlan(n VLAN) (cond, error) {
@@ -410,7 +445,7 @@ func (m *meaning) vlan(n VLAN) (cond, error) {
 	}
 	all := condAnd{condOr{m.etherType(etherVLAN), m.etherType(etherQinQ), m.etherType(etherOld)}}
 	if n.ID >= 0 {
-		all = append(all, masked(m.net(0, 2), uint32(n.ID), 0x0fff))
+		all = append(all, masked(m.net(Any, 0, 2), uint32(n.ID), 0x0fff))
 	}
 	m.typeAt, m.network = m.typeAt+4, m.network+4
 	return all, nil

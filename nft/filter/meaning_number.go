@@ -20,7 +20,7 @@ func (m *meaning) relation(n Relation) (cond, error) {
 	if leftConst && rightConst {
 		test = condConst(compare(op, uint32(l), uint32(r)))
 	} else {
-		test = &condTest{op: op, left: left, right: right, safe: within(n.Left) && within(n.Right)}
+		test = &condTest{op: op, left: left, right: right, safe: m.within(n.Left) && m.within(n.Right)}
 	}
 	switch n.Op {
 	case "!=", "<=", "<":
@@ -31,10 +31,10 @@ func (m *meaning) relation(n Relation) (cond, error) {
 
 // within tells whether a number that has been guarded needs nothing beyond the fixed
 // part of an IP or Ethernet header.
-func within(e Expr) bool {
+func (m *meaning) within(e Expr) bool {
 	if b, ok := e.(Binary); ok {
 		if _, ok := b.Y.(Number); ok { // the right side of an operator is not guarded
-			return within(b.X)
+			return m.within(b.X)
 		}
 		return false
 	}
@@ -43,8 +43,8 @@ func within(e Expr) bool {
 		return e == PacketLength{} || isNumberNode(e)
 	}
 	index, ok := l.Index.(Number)
-	header := map[Proto]uint32{IP: ip4Header, IP6: ip6Header, LinkLayer: ethernetHeader}[l.Proto]
-	return ok && uint32(index) <= header && uint32(index)+uint32(l.Size) <= header
+	header := map[Proto]uint32{IP: ip4Header, IP6: ip6Header, ARP: arpHeader, RARP: arpHeader, LinkLayer: ethernetHeader}[l.Proto]
+	return ok && (!m.tagged() || l.Proto == LinkLayer) && uint32(index) <= header && uint32(index)+uint32(l.Size) <= header
 }
 
 func isNumberNode(e Expr) bool {
@@ -107,15 +107,14 @@ func (m *meaning) load(e Load) (value, condAnd, error) {
 		return l, guard, m.needsEthernet(e.Column, e)
 	case IP, IP6, ARP, RARP:
 		is, err := m.is(Is{e.Proto, e.Column})
-		l.offset += m.network
+		l.offset, l.header, l.of = l.offset+m.network, m.network, e.Proto
 		return l, append(guard, is), err
 	case ICMP6:
-		l.offset += m.network + ip6Header
-		next := safe(equal(m.net(6, 1), protoICMP6))
+		l.offset, l.header, l.of = l.offset+m.network+ip6Header, m.network, IP6
+		next := m.safe(equal(m.net(IP6, 6, 1), protoICMP6))
 		return l, append(append(guard, m.etherType(etherIP6)), next), nil
 	}
-	l.base, l.header = transport, m.network
-	l.offset += m.network
+	l.base, l.offset, l.header, l.of = transport, l.offset+m.network, m.network, IP
 	all := condAnd{m.etherType(etherIP)}
 	all = append(all, guard...)
 	return l, append(all, m.abbreviation(e.Proto), m.notFragment()), nil

@@ -88,10 +88,22 @@ const (
 	IIfName Key = "iifname"
 	OIfName Key = "oifname"
 
+	IPLength    Key = "ip length"
+	IPID        Key = "ip id"
+	IPFragOff   Key = "ip frag-off"
+	IPTTL       Key = "ip ttl"
+	IPProtocol  Key = "ip protocol"
+	IP6Length   Key = "ip6 length"
+	IP6NextHdr  Key = "ip6 nexthdr"
+	IP6HopLimit Key = "ip6 hoplimit"
+
 	IPSaddr  Key = "ip saddr"
 	IPDaddr  Key = "ip daddr"
 	IP6Saddr Key = "ip6 saddr"
 	IP6Daddr Key = "ip6 daddr"
+
+	ARPSaddr Key = "arp saddr ip"
+	ARPDaddr Key = "arp daddr ip"
 
 	// Ports at the place where TCP, UDP, UDP-Lite, SCTP and DCCP have them; the rule
 	// must also say which protocols.
