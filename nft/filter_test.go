@@ -179,3 +179,35 @@ func TestThousandHosts(t *testing.T) {
 		t.Errorf("counted %+v", got)
 	}
 }
+
+// Names of interfaces in an expression, where a packet has them.
+func TestIfName(t *testing.T) {
+	pair := testbed.NewPair(t)
+	table := openIn(t, pair.B)
+	for i, c := range []struct {
+		text  string
+		hooks []string
+		want  uint64
+	}{
+		{"ifname vb and udp dst port 4242", []string{"prerouting", "output"}, 5 + 3},
+		{"not ifname vb and udp dst port 4242", []string{"prerouting", "output"}, 0},
+		{"not ifname lo and udp dst port 4242", []string{"prerouting", "output"}, 5 + 3},
+		{"ifname vb and udp dst port 4242", []string{"ingress", "egress"}, 5 + 3},
+		{"ifname lo and udp dst port 4242", []string{"ingress", "egress"}, 0},
+	} {
+		s := defaultSpec(fmt.Sprintf("%08x", i))
+		s.Hooks, s.Filter = c.hooks, parse(t, c.text)
+		if c.hooks[0] == "ingress" {
+			s.Interfaces = []string{"vb"}
+		}
+		install(t, table, s)
+		sendUDP(t, pair.A, pair.B, netip.AddrPortFrom(testbed.A4, 0), netip.AddrPortFrom(testbed.B4, 4242), 5)
+		sendUDP(t, pair.B, pair.A, netip.AddrPortFrom(testbed.B4, 0), netip.AddrPortFrom(testbed.A4, 4242), 3)
+		if got := total(t, table, s.ID); got.Seen != c.want {
+			t.Errorf("%q at %v: counted %d, want %d", c.text, c.hooks, got.Seen, c.want)
+		}
+		if err := table.Remove(s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

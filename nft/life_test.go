@@ -2,14 +2,11 @@ package nft
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -416,60 +413,6 @@ func TestOddDeviceNames(t *testing.T) {
 	checkText(t, other, got)
 }
 
-var chainNames = regexp.MustCompile(`(?m)^\tchain (\S+) {`)
-
-// Nothing in nft's JSON is a raw number where nft has a word.
-func TestNoRawExpressions(t *testing.T) {
-	ns := testbed.NewNS(t)
-	table := openIn(t, ns)
-	for name, s := range specs(t) {
-		install(t, table, s)
-		// Chain by chain: nft 1.0.6 uses freed memory when it prints a table's owner flag
-		// as JSON (src/json.c, table_flags_json).
-		var docs []any
-		for _, table := range strings.Split(listRuleset(t, ns), "table ")[1:] {
-			family, _, _ := strings.Cut(table, " ")
-			for _, name := range chainNames.FindAllStringSubmatch(table, -1) {
-				var doc any
-				if err := json.Unmarshal([]byte(testbed.RunIn(t, ns, "nft", "-j", "list", "chain", family, "capd", name[1])), &doc); err != nil {
-					t.Fatal(err)
-				}
-				docs = append(docs, doc)
-			}
-		}
-		var walk func(any)
-		rules, comments := 0, 0
-		walk = func(v any) {
-			switch v := v.(type) {
-			case []any:
-				for _, x := range v {
-					walk(x)
-				}
-			case map[string]any:
-				if rule, ok := v["rule"].(map[string]any); ok {
-					rules++
-					if c, _ := rule["comment"].(string); strings.Contains(c, s.ID[:8]) {
-						comments++
-					}
-				}
-				if payload, ok := v["payload"].(map[string]any); ok && payload["base"] != nil {
-					t.Errorf("%s: raw payload %v", name, payload)
-				}
-				for _, x := range v {
-					walk(x)
-				}
-			}
-		}
-		walk(docs)
-		if rules == 0 || rules != comments {
-			t.Errorf("%s: %d rules, %d of them name the capture", name, rules, comments)
-		}
-		if err := table.Remove(s.ID); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // Somebody resets a counter: the total goes on, and says so once.
 func TestReset(t *testing.T) {
 	pair := testbed.NewPair(t)
@@ -499,58 +442,5 @@ func TestReset(t *testing.T) {
 	send(1)
 	if c := total(t, table, s.ID); c.Seen != 15 {
 		t.Errorf("later: %+v", c)
-	}
-}
-
-// What the kernel lacks is said before anything is touched.
-func TestLacking(t *testing.T) {
-	ns := testbed.NewNS(t)
-	table := openIn(t, ns)
-	missing := fmt.Errorf("this kernel lacks it: %w", errors.ErrUnsupported)
-	table.features = Features{Sample: missing, Flow: missing, Rate: missing, IPsec: missing, VRF: missing, Ingress: missing, Egress: missing}
-	s := defaultSpec("00000001")
-	s.Interfaces = []string{"lo"}
-	for _, change := range []func(*Spec){
-		func(s *Spec) { s.Sample = 2 },
-		func(s *Spec) { s.Sample, s.SampleFlow = 2, true },
-		func(s *Spec) { s.Rate = 1 },
-		func(s *Spec) { s.Hooks = append(slices.Clone(s.Hooks), "ingress") },
-		func(s *Spec) { s.Hooks = []string{"egress"} },
-	} {
-		bad := s
-		change(&bad)
-		if err := table.Install(bad); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("got %v", err)
-		}
-	}
-	install(t, table, s) // with rules left out
-	if got := listRuleset(t, ns); strings.Contains(got, "ipsec") || strings.Contains(got, "vrf") {
-		t.Errorf("needs what is not there:\n%s", got)
-	}
-	for _, f := range []Features{{Owner: missing}, {Log: missing}, {Timeout: missing}} {
-		if err := f.floor(); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("got %v", err)
-		}
-	}
-}
-
-// Probe leaves nothing, and an unprivileged caller is told what it lacks.
-func TestProbe(t *testing.T) {
-	testbed.NeedCommand(t, "nft", "ip", "setpriv")
-	ns := testbed.NewNS(t)
-	testbed.In(t, ns, func() error {
-		f, err := Probe()
-		if err == nil {
-			err = f.floor()
-		}
-		return err
-	})
-	if got := listRuleset(t, ns); got != "" {
-		t.Errorf("left behind:\n%s", got)
-	}
-	out, err := exec.Command("ip", "netns", "exec", ns, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
-		"env", ownerEnv+"=1", "timeout", "5", os.Args[0]).CombinedOutput()
-	if !strings.Contains(string(out), "CAP_NET_ADMIN") {
-		t.Errorf("without the capability: %s, %v", out, err)
 	}
 }

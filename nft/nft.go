@@ -31,10 +31,13 @@ import (
 
 // Spec is everything that the rules of one capture depend on.
 type Spec struct {
-	ID      string         // 8 to 64 lower-case hexadecimal digits; the first 8 name the chains
-	Name    string         // for comments; may be empty
-	Filter  *filter.Filter // nil = every packet
-	Exclude []filter.Flow  // flows never captured, in either direction
+	ID   string // 8 to 64 lower-case hexadecimal digits; the first 8 name the chains
+	Name string // for comments; may be empty
+	// Filter says which packets are wanted; nil = every packet. Where the kernel cannot
+	// decide it alone (filter.Program.Exact), give no Sample and no Snaplen: they come
+	// after the filter's Matcher.
+	Filter  *filter.Filter
+	Exclude []filter.Flow // flows never captured, in either direction
 
 	// Hooks: prerouting, input, forward, output, postrouting, ingress, egress.
 	Hooks []string

@@ -272,3 +272,54 @@ func (k kernel) compare(t *testing.T, g filter.Generator) (tried, exact, wanted 
 	}
 	return len(installed) - 1, exact, wanted
 }
+
+// What the kernel judges otherwise than libpcap, and why: see filter.Program.
+func TestKernelDiffers(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedCommand(t, "tcpdump", "ip")
+	k := etherKernel(t, "ingress")
+	ethernet := []byte{0, 0, 0x5e, 0, 0x53, 1, 0, 0, 0x5e, 0, 0x53, 2, 8, 0}
+	header := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 7, 192, 0, 2, 8}
+	ports := []byte{0, 80, 0, 53, 0, 8, 0, 0}
+	whole := append(append(append([]byte{}, ethernet...), header...), ports...)
+	tooLong := append([]byte{}, whole...)
+	tooLong[14+3] = 200 // the header says that there are 200 bytes
+	for i, c := range []struct {
+		text            string
+		frame           []byte
+		libpcap, kernel bool
+	}{
+		{"udp port 53", whole, true, true},
+		{"udp port 53", tooLong, true, false},
+		{"udp and host 192.0.2.7", tooLong, true, true},
+		{"not host 192.0.2.9", whole, true, true},
+		{"not host 192.0.2.9", whole[:14+10], false, true},
+		{"host 192.0.2.7", whole[:14+10], false, false},
+	} {
+		f, err := filter.Parse(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := fmt.Sprintf("%08x", i)
+		err = k.table.Install(nft.Spec{ID: id, Filter: f, Hooks: k.hooks, Interfaces: []string{"vb"}, Stamped: []uint16{1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.send(c.frame); err != nil {
+			t.Fatal(err)
+		}
+		counters, err := k.table.Counters(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := filter.Libpcap(t, k.link, c.text)(c.frame); got != c.libpcap {
+			t.Errorf("%q: libpcap says %v of %s", c.text, got, filter.Describe(c.frame))
+		}
+		if got := counters.Seen > 0; got != c.kernel {
+			t.Errorf("%q: the kernel says %v of %s", c.text, got, filter.Describe(c.frame))
+		}
+		if err := k.table.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -116,6 +116,8 @@ func (l literal) ends(short literal) bool {
 }
 
 // Raw names bytes that nft has no word for: base is ll, nh or th, the numbers are bytes.
+// Of the Ethernet header that is all: nft has words for its fields, but they begin with a
+// test of the device that a packet came in by, which there is none of at egress.
 func Raw(base string, offset, length uint32) Key {
 	return Key(fmt.Sprintf("@%s,%d,%d", base, offset*8, length*8))
 }

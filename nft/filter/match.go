@@ -223,6 +223,9 @@ func (p *Packet) judge(c cond) (yes, ok bool) {
 	return false, true
 }
 
+// maxOffset is beyond every packet, and small enough to be added to.
+const maxOffset = 1 << 24
+
 // number calculates; ok is false where the packet is too short, or a division is by 0.
 func (p *Packet) number(v value) (n uint32, ok bool) {
 	switch v := v.(type) {
@@ -234,7 +237,7 @@ func (p *Packet) number(v value) (n uint32, ok bool) {
 		offset := int(v.offset)
 		if v.index != nil {
 			index, ok := p.number(v.index)
-			if !ok {
+			if !ok || index > maxOffset {
 				return 0, false
 			}
 			offset += int(index)

@@ -1,8 +1,17 @@
 package filter
 
 // Program is a filter in nftables' vocabulary: the part of it that the kernel decides.
-// It matches at least the packets that the filter wants; where it matches more, Exact is
-// false and the rest is for Filter.Match to decide on each packet.
+// It matches at least the packets that the filter wants; where it can match more, Exact is
+// false, and the filter's Matcher has to judge each packet that comes out of the kernel:
+// whole, so that neither sample nor snaplen may be applied before it.
+//
+// At ingress and egress the kernel is given frames as they are, and two kinds of broken
+// ones are judged otherwise than by libpcap, also by an exact program (TestKernelDiffers
+// pins both). A frame that ends inside the fixed part of its IPv4, IPv6 or ARP header has
+// no such fields for the kernel, and what is wanted of it by a negation is wanted; libpcap
+// wants it never. And where the lengths in an IP header are wrong, nftables sees no
+// transport header, so that no port matches. At the other hooks such packets do not come
+// by: the kernel's IP has dropped them.
 type Program struct {
 	// Chains holds the program; the first is the entry, the others are reached from it
 	// by jumps. A program without chains matches every packet.
