@@ -58,6 +58,7 @@ type exitError struct {
 	exit    int
 	message string
 	hint    string
+	excerpt []string // lines that show where; between message and hint
 }
 
 // Error implements error.
@@ -139,11 +140,18 @@ func exitByStatus(status int) int {
 	return exitFailed
 }
 
-// report prints an error as one line, and its hint as another, and returns the exit code.
+// report prints an error as one line, where it has one the place below it, its hint as
+// another line, and returns the exit code.
 func (a *app) report(err error) int {
 	exit, message, hint := verdict(err)
 	if message != "" {
 		fmt.Fprintf(a.stderr, "capctl: %s\n", oneLine(message))
+	}
+	var own *exitError
+	if errors.As(err, &own) {
+		for _, line := range own.excerpt {
+			fmt.Fprintln(a.stderr, line)
+		}
 	}
 	if hint != "" {
 		fmt.Fprintf(a.stderr, "hint: %s\n", oneLine(hint))

@@ -1,13 +1,17 @@
 package ctl
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"capd/ctl/wire"
+	"capd/nft"
+	"capd/nft/filter"
 )
 
 // explainCommand is capctl explain.
@@ -18,19 +22,27 @@ func (a *app) explainCommand() *cobra.Command {
 		GroupID: groupCheck,
 		Short:   "the rules that start would install; installs nothing",
 		Long: `explain takes the flags and the expression of start and prints the nftables rules that it
-would install, at which hooks, which part of the filter the kernel matches and which capd
-itself. Nothing is installed and nothing captured.`,
+would install, at which hooks and with which priorities, which part of the filter the
+kernel decides and which capd itself, and what else is done to packets. Nothing is
+installed and nothing captured; neither rights nor capd nor a kernel that could do it are
+needed. The rules are those of a box with capd's default settings; the numbers of the
+NFLOG groups stand for what the kernel will give. With rights it also looks for what in
+the kernel would hide packets from the capture.
+
+The rules can be given to nft -c -f - to have them checked.`,
 		Example: `  capctl explain udp port 5060
-  capctl explain -i eth0 -s 128 'tcp port 443 and host 192.0.2.7'`,
+  capctl explain -i eth0 -s 128 'tcp port 443 and host 192.0.2.7'
+  capctl explain --hook prerouting,postrouting 'icmp or tcp[tcpflags] & tcp-rst != 0'
+  capctl explain -q 'host 192.0.2.7 or 192.0.2.8' | nft -c -f -`,
 		ValidArgsFunction: noFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := a.request(cmd, &r, args)
 			if err != nil {
 				return err
 			}
-			explained, err := a.explainer()(cmd.Context(), req)
+			explained, err := explain(req)
 			if err != nil {
-				return err
+				return a.pointAt(req.Filter, err)
 			}
 			if a.json {
 				return a.printJSON(explained)
@@ -43,22 +55,97 @@ itself. Nothing is installed and nothing captured.`,
 	return cmd
 }
 
-// explainer gives what turns a request into rules: capd, so that its defaults and its
-// kernel count.
-func (a *app) explainer() func(context.Context, wire.StartRequest) (wire.Explain, error) {
-	return func(ctx context.Context, req wire.StartRequest) (wire.Explain, error) {
-		ctx, cancel := a.soon(ctx)
-		defer cancel()
-		return a.client().Explain(ctx, req)
+// defaultRate is limits.max_packet_rate of a box that says nothing else.
+const defaultRate = 100000
+
+// explain says what start would do on a box with default settings. Its errors are
+// *wire.Error.
+func explain(req wire.StartRequest) (wire.Explain, error) {
+	spec, err := specOf(req)
+	if err != nil {
+		return wire.Explain{}, filterProblem(err)
 	}
+	e, err := nft.Explain(spec)
+	if err != nil {
+		return wire.Explain{}, filterProblem(err)
+	}
+	out := wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader, Warnings: []wire.Warning{}}
+	return out, nil
+}
+
+// specOf gives the rules of a request; what it leaves out is the box's default.
+func specOf(req wire.StartRequest) (nft.Spec, error) {
+	simple := req.Type == wire.TypeSimple
+	s := nft.Spec{
+		ID: strings.Repeat("0", 32), Name: req.Name, Hooks: req.Hooks, Interfaces: req.Interfaces,
+		CPUs: nft.CPUs(), Prefix: "capd:00000000", QueueThreshold: 1<<16 - 1, Rate: defaultRate,
+		SampleFlow: req.SampleBy == wire.SampleByFlow,
+	}
+	if len(s.Hooks) == 0 {
+		s.Hooks, s.Once = nft.DefaultHooks(req.Interfaces, simple)
+	}
+	if simple {
+		s.Sample, s.Snaplen = nft.SimpleSample, nft.SimpleSnaplen
+	}
+	if req.Sample != nil {
+		s.Sample = *req.Sample
+	}
+	if req.Snaplen != nil {
+		s.Snaplen = *req.Snaplen
+	}
+	f, err := filter.Parse(req.Filter)
+	if err != nil {
+		return s, err
+	}
+	s.Filter = f
+	if v := req.FilterV1; v != nil {
+		v1, err := filter.FromV1(filter.V1{
+			SourceAddress: v.SourceAddress, SourcePort: uint16(v.SourcePort),
+			DestinationAddress: v.DestinationAddress, DestinationPort: uint16(v.DestinationPort),
+			Protocol: string(v.Protocol),
+		})
+		if err != nil {
+			return s, err
+		}
+		s.Filter = filter.And(f, v1)
+	}
+	for i, x := range req.Exclude {
+		flow := filter.Flow{SourcePort: uint16(x.SourcePort), DestinationPort: uint16(x.DestinationPort)}
+		for _, end := range []struct {
+			text string
+			to   *netip.Addr
+		}{{x.Source, &flow.Source}, {x.Destination, &flow.Destination}} {
+			if end.text == "" {
+				continue
+			}
+			if *end.to, err = netip.ParseAddr(end.text); err != nil {
+				return s, fmt.Errorf("exclude[%d]: %q is not an address", i, end.text)
+			}
+		}
+		s.Exclude = append(s.Exclude, flow)
+	}
+	return s.WithGroups(nft.DefaultGroups()), nil
+}
+
+// filterProblem is an error as capd would answer it.
+func filterProblem(err error) error {
+	var fe *filter.Error
+	if errors.As(err, &fe) {
+		return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeInvalid, Field: fe.Field, Message: fe.Error(), Hint: fe.Hint}
+	}
+	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeInvalid, Message: err.Error()}
 }
 
 // printExplain writes the rules in a form that nft -f reads, the rest as comments.
 func (a *app) printExplain(e wire.Explain) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# hooks: %s\n", oneLine(strings.Join(e.Hooks, ", ")))
-	fmt.Fprintf(&b, "# matched by the kernel: %s\n", oneLine(orElse(e.Kernel, "every packet")))
-	fmt.Fprintf(&b, "# matched by capd: %s\n", oneLine(orElse(e.User, "nothing more")))
+	line := func(what, text string) { fmt.Fprintf(&b, "# %s: %s\n", what, oneLine(text)) }
+	line("hooks", strings.Join(e.Hooks, ", "))
+	line("matched by the kernel", orElse(e.Kernel, "every packet"))
+	line("matched by capd", orElse(e.User, "nothing more"))
+	for _, r := range e.Reader {
+		line("reader", r)
+	}
 	b.WriteString(cleanLines(strings.TrimRight(e.Ruleset, "\n")) + "\n")
 	if _, err := fmt.Fprint(a.stdout, b.String()); err != nil {
 		return err

@@ -74,7 +74,7 @@ func (a *app) start(ctx context.Context, req wire.StartRequest, wait bool) error
 		if errors.Is(err, context.Canceled) {
 			return failf("interrupted before capd answered").withHint("the capture may have begun all the same: capctl list")
 		}
-		return err
+		return a.pointAt(req.Filter, err)
 	}
 	if !wait {
 		if err := a.started(c); err != nil {

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 
 	"capd/ctl/wire"
 	"capd/daemon/config"
+	"capd/nft"
 	"capd/nft/filter"
 )
 
@@ -19,8 +19,6 @@ const fileSnaplen = 262144
 const (
 	defaultSegmentSize = 64 * 1000 * 1000
 	maxSegmentSize     = 1000 * 1000 * 1000
-	simpleSample       = 100
-	simpleSnaplen      = 160
 )
 
 // plan is a request made whole: every default filled in, checked against the box's
@@ -56,10 +54,7 @@ func (p *plan) fillType(*config.Config) *wire.Error {
 	}
 	sample, snaplen := uint32(1), uint32(0)
 	if r.Type == wire.TypeSimple {
-		sample, snaplen = simpleSample, simpleSnaplen
-		if len(r.Hooks) == 0 && len(r.Interfaces) == 0 {
-			r.Hooks = []string{wire.HookPrerouting}
-		}
+		sample, snaplen = nft.SimpleSample, nft.SimpleSnaplen
 	}
 	if r.Sample == nil {
 		r.Sample = &sample
@@ -78,18 +73,11 @@ func (p *plan) fillType(*config.Config) *wire.Error {
 
 func (p *plan) fillHooks(*config.Config) *wire.Error {
 	r := &p.request
-	switch {
-	case len(r.Hooks) > 0:
-	case len(r.Interfaces) > 0:
-		r.Hooks = []string{wire.HookIngress, wire.HookEgress}
-	default:
-		r.Hooks = []string{wire.HookPrerouting, wire.HookOutput}
-		p.once = true
+	if len(r.Hooks) == 0 {
+		r.Hooks, p.once = nft.DefaultHooks(r.Interfaces, r.Type == wire.TypeSimple)
 	}
 	return nil
 }
-
-func isNetdev(hook string) bool { return hook == wire.HookIngress || hook == wire.HookEgress }
 
 func (p *plan) fillLimits(cfg *config.Config) *wire.Error {
 	r, lim := &p.request, &cfg.Limits
@@ -118,7 +106,7 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	if r.Format == "" {
 		r.Format = wire.FormatPcapng
 	}
-	framed := !slices.ContainsFunc(r.Hooks, func(h string) bool { return !isNetdev(h) })
+	framed := nft.Framed(r.Hooks)
 	switch r.LinkType {
 	case "", wire.LinkAuto:
 		switch {

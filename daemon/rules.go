@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"capd/ctl/wire"
 	"capd/daemon/config"
 	"capd/nft"
+	"capd/nft/filter"
 	"capd/ring"
 )
 
@@ -59,26 +61,13 @@ func (p *plan) warnings() []wire.Warning {
 
 // explain is the plan in words. The groups stand for what the kernel will give.
 func (p *plan) explain(cfg *config.Config) (wire.Explain, error) {
-	spec := p.rules(strings.Repeat("0", 32), cfg)
-	stamped, clocked := p.classes()
-	next := uint16(1)
-	groups := func(wanted bool) (out []uint16) {
-		for range groupsPerClass(cfg) {
-			if wanted {
-				out = append(out, next)
-				next++
-			}
-		}
-		return out
+	e, err := nft.Explain(p.rules(strings.Repeat("0", 32), cfg).WithGroups(groupsPerClass(cfg)))
+	var fe *filter.Error
+	if errors.As(err, &fe) {
+		return wire.Explain{}, filterError(err)
 	}
-	spec.Stamped, spec.Clocked = groups(stamped), groups(clocked)
-	text, err := nft.Ruleset(spec)
 	if err != nil {
-		return wire.Explain{}, fmt.Errorf("print the rules: %w", err)
+		return wire.Explain{}, fmt.Errorf("explain the rules: %w", err)
 	}
-	out := wire.Explain{Ruleset: text, Kernel: p.filter.String(), Warnings: p.warnings()}
-	for _, h := range p.request.Hooks {
-		out.Hooks = append(out.Hooks, fmt.Sprintf("%s %d", h, nft.Priority(h)))
-	}
-	return out, nil
+	return wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader, Warnings: p.warnings()}, nil
 }

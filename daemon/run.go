@@ -157,7 +157,7 @@ func groupsPerClass(cfg *config.Config) int {
 	if cfg.Ring.Groups > 0 {
 		return cfg.Ring.Groups
 	}
-	return min(nft.CPUs(), 16)
+	return nft.DefaultGroups()
 }
 
 func accessOf(cfg *config.Config) api.Access {
