@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 	"slices"
@@ -13,33 +12,7 @@ import (
 
 	"capd/ctl/wire"
 	"capd/daemon/deliver"
-	"capd/daemon/deliver/s3"
-	"capd/daemon/deliver/sftp"
 )
-
-// startDelivery starts the process that talks to the network, and the queue that feeds
-// it.
-func (d *Daemon) startDelivery() {
-	d.client = deliver.Start(context.Background(), deliver.Options{
-		Command: []string{"/proc/self/exe", "deliver"}, Profiles: d.profile, Logger: d.log,
-	})
-	d.queue = deliver.NewQueue(d.client, deliver.QueueOptions{Logger: d.log, Concurrency: func(destination string) int {
-		return d.config().Destinations[destination].Concurrency
-	}})
-}
-
-// RunDeliver is the delivering process, from its start until capd closes its end of the
-// socket. It talks to the network and has no privileges.
-func RunDeliver(ctx context.Context, log *slog.Logger) error {
-	if err := deliver.Confine(log); err != nil {
-		return err
-	}
-	conn := os.NewFile(deliver.ChildDescriptor, "capd")
-	return deliver.Serve(ctx, conn, deliver.ServeOptions{
-		Kinds:  map[string]deliver.OpenFunc{deliver.TypeSFTP: sftp.Open, deliver.TypeS3: s3.Open},
-		Logger: log,
-	})
-}
 
 func (d *Daemon) stopDelivery() {
 	d.queue.Close()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,9 +68,11 @@ type Daemon struct {
 	Socket string
 	Log    *Buffer
 
-	t   testing.TB
-	bin string
-	cmd *exec.Cmd
+	t      testing.TB
+	bin    string
+	env    []string
+	prefix []string
+	cmd    *exec.Cmd
 }
 
 // Buffer is a bytes.Buffer for several goroutines.
@@ -98,6 +101,21 @@ func (b *Buffer) String() string {
 // stopped when the test ends, and its log shown if the test failed.
 func StartDaemon(t testing.TB, ns, toml string) *Daemon {
 	t.Helper()
+	return StartDaemonWith(t, DaemonOptions{NS: ns, TOML: toml})
+}
+
+// DaemonOptions say how capd is started.
+type DaemonOptions struct {
+	NS     string   // as for StartDaemon
+	TOML   string   // capd.toml
+	Env    []string // NAME=VALUE, beside the test's own
+	Prefix []string // a command that becomes capd, such as setpriv with its options
+	UID    int      // whom its folder belongs to
+}
+
+// StartDaemonWith is StartDaemon with more to choose.
+func StartDaemonWith(t testing.TB, o DaemonOptions) *Daemon {
+	t.Helper()
 	bin := Build(t)
 	dir, err := os.MkdirTemp("", "capd-test-")
 	if err != nil {
@@ -107,8 +125,13 @@ func StartDaemon(t testing.TB, ns, toml string) *Daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	d := &Daemon{NS: ns, Dir: dir, Socket: filepath.Join(dir, "capd.sock"), Log: new(Buffer), t: t, bin: bin}
-	d.Configure(toml)
+	d := &Daemon{NS: o.NS, Dir: dir, Socket: filepath.Join(dir, "capd.sock"), Log: new(Buffer), t: t, bin: bin, env: o.Env, prefix: o.Prefix}
+	d.Configure(o.TOML)
+	for _, path := range []string{dir, filepath.Join(dir, "capd.toml")} {
+		if err := os.Chown(path, o.UID, -1); o.UID != 0 && err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(func() {
 		d.Stop()
 		if t.Failed() {
@@ -133,12 +156,13 @@ func (d *Daemon) StateDir() string { return filepath.Join(d.Dir, "state") }
 // Start starts a daemon that was stopped or killed.
 func (d *Daemon) Start() {
 	d.t.Helper()
-	args := []string{filepath.Join(d.bin, "capd"), "--config", filepath.Join(d.Dir, "capd.toml")}
+	args := append(slices.Clone(d.prefix), filepath.Join(d.bin, "capd"), "--config", filepath.Join(d.Dir, "capd.toml"))
 	if d.NS != "" {
 		args = append([]string{"ip", "netns", "exec", d.NS}, args...)
 	}
 	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append(os.Environ(), "CAPD_SOCKET="+d.Socket, "CAPD_STATE_DIR="+d.StateDir())
+	d.cmd.Env = append(d.cmd.Env, d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = d.Log, d.Log
 	d.cmd.WaitDelay = 5 * time.Second
 	if err := d.cmd.Start(); err != nil {

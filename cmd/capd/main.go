@@ -20,6 +20,7 @@ import (
 const usage = `usage: capd [--config FILE]          run the daemon
        capd --check-config [--config FILE]
        capd --version
+       capd deliver [--help]          the process that talks to the network
 
   --config FILE    configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
   --check-config   read the configuration, say what is wrong with it, and exit
@@ -34,7 +35,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "deliver" {
-		return deliver(stderr)
+		return deliver(args[1:], stdout, stderr)
 	}
 	flags := flag.NewFlagSet("capd", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -84,16 +85,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	signal.Notify(reload, syscall.SIGHUP)
 	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Level: level, Version: wire.Version, Log: log}); err != nil {
 		log.Error("capd ends", "err", err)
-		return 1
-	}
-	return 0
-}
-
-// deliver is the child process that talks to the network; capd starts it.
-func deliver(stderr io.Writer) int {
-	log := slog.New(slog.NewTextHandler(stderr, nil)).With("process", "deliver")
-	if err := daemon.RunDeliver(context.Background(), log); err != nil {
-		log.Error("deliver ends", "err", err)
 		return 1
 	}
 	return 0

@@ -251,9 +251,12 @@ func Path(flag string, getenv func(string) string) string {
 // Load reads the file at path and destinations.d beside it. Only at DefaultPath may the
 // file be missing: then the defaults hold. Every mistake found is in the error, each an
 // *Error, file by file and line by line.
-func Load(path string) (*Config, error) {
+func Load(path string) (*Config, error) { return load(path, path == DefaultPath) }
+
+// load is Load of a file that may be missing or has to be there.
+func load(path string, mayMiss bool) (*Config, error) {
 	text, err := readFile(path)
-	missing := errors.Is(err, fs.ErrNotExist) && path == DefaultPath
+	missing := errors.Is(err, fs.ErrNotExist) && mayMiss
 	if err != nil && !missing {
 		return nil, err
 	}

@@ -17,6 +17,9 @@ import (
 
 // Options are what a Client needs.
 type Options struct {
+	// Socket is the path at which a delivery process with a unit and a user of its own
+	// listens (ServePeers); "" = Command starts one.
+	Socket string
 	// Command starts the delivery process; its end of the socket is descriptor
 	// ChildDescriptor. It must call Confine and Serve.
 	Command []string
@@ -52,8 +55,8 @@ const (
 	closeWait  = 10 * time.Second // Close, for the process to end by itself
 )
 
-// Client is the parent's side: it keeps one delivery process running and hands requests
-// to it. It opens no internet socket. Its methods may be called from several goroutines.
+// Client is the parent's side: it keeps one delivery process running, or a connection to
+// one, and hands requests to it. It opens no internet socket. Its methods may be called from several goroutines.
 type Client struct {
 	o      Options
 	log    *slog.Logger
@@ -93,7 +96,8 @@ func (c *Client) Close() {
 	<-c.done
 }
 
-// PID is the delivery process's id, 0 while none runs.
+// PID is the delivery process's id, 0 while none runs. Of one behind Options.Socket it is
+// the id of whoever listened there first: systemd's, where that has made the socket.
 func (c *Client) PID() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

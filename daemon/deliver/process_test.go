@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv("CAPD_TEST_PROCESS") {
 	case "deliver":
 		os.Exit(child())
+	case "listen":
+		os.Exit(listening())
 	case "parent":
 		os.Exit(parent())
 	case "mute":

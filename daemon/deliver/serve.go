@@ -38,6 +38,11 @@ func Serve(ctx context.Context, conn *os.File, o ServeOptions) error {
 	if err != nil {
 		return err
 	}
+	return serve(ctx, sock, o)
+}
+
+// serve is Serve on a socket that is open already.
+func serve(ctx context.Context, sock *socket, o ServeOptions) error {
 	defer sock.conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -45,7 +50,7 @@ func Serve(ctx context.Context, conn *os.File, o ServeOptions) error {
 		requests: map[uint64]context.CancelFunc{}, flows: map[uint64]chan message{}, stores: map[string]*openStore{}}
 	// A blocked read is ended with a deadline in the past.
 	defer context.AfterFunc(ctx, func() { sock.conn.SetReadDeadline(time.Unix(1, 0)) })()
-	err = s.read(ctx)
+	err := s.read(ctx)
 	cancel()
 	s.wg.Wait()
 	s.closeStores()

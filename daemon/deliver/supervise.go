@@ -37,7 +37,7 @@ func (c *Client) supervise(ctx context.Context) {
 		if time.Since(begun) > restartReset {
 			pause = restartMin
 		}
-		c.log.Error("the delivery process ended, it is restarted", "err", err, "in", pause)
+		c.log.Error("the delivery process is not there; another try follows", "err", err, "in", pause)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -47,13 +47,23 @@ func (c *Client) supervise(ctx context.Context) {
 	c.setLink(nil, errors.New("capd is stopping"))
 }
 
-// runProcess starts one process, serves it until it ends, and waits for it.
-func (c *Client) runProcess(ctx context.Context) (err error) {
+// peer is one delivery process, however it came to be.
+type peer struct {
+	pid    int
+	socket *socket
+	kill   func()       // ends it, or at least the connection, without delay
+	wait   func() error // for its end, after the connection is over
+}
+
+// launch gets a delivery process: the one behind Options.Socket, else a child.
+func (c *Client) launch() (*peer, error) {
+	if c.o.Socket != "" {
+		return connect(c.o.Socket)
+	}
 	parent, child, err := newSocketPair()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer parent.conn.Close()
 	cmd := exec.Command(c.o.Command[0], c.o.Command[1:]...)
 	cmd.ExtraFiles = []*os.File{child} // becomes ChildDescriptor
 	cmd.Stderr = c.o.Stderr
@@ -61,12 +71,36 @@ func (c *Client) runProcess(ctx context.Context) (err error) {
 	err = cmd.Start()
 	child.Close()
 	if err != nil {
-		err = fmt.Errorf("start the delivery process: %w", err)
+		parent.conn.Close()
+		return nil, fmt.Errorf("start the delivery process: %w", err)
+	}
+	return &peer{pid: cmd.Process.Pid, socket: parent, kill: func() { cmd.Process.Kill() }, wait: cmd.Wait}, nil
+}
+
+// connect reaches a delivery process that has a unit of its own. No failure of it stands
+// in a capture's way: it is tried again like any end of the process.
+func connect(path string) (*peer, error) {
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return nil, fmt.Errorf("reach the delivery process (systemctl status capd-deliver): %w", err)
+	}
+	who, err := peerOf(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &peer{pid: int(who.Pid), socket: &socket{conn}, kill: func() { conn.Close() }, wait: func() error { return nil }}, nil
+}
+
+// runProcess gets one process, serves it until it ends, and waits for it.
+func (c *Client) runProcess(ctx context.Context) error {
+	p, err := c.launch()
+	if err != nil {
 		c.setLink(nil, err)
 		return err
 	}
-
-	l := &link{pid: cmd.Process.Pid, socket: parent, calls: map[uint64]*call{}}
+	defer p.socket.conn.Close()
+	l := &link{pid: p.pid, socket: p.socket, calls: map[uint64]*call{}}
 	c.setLink(l, nil)
 	ended := make(chan struct{})
 	var stopping sync.WaitGroup
@@ -76,22 +110,22 @@ func (c *Client) runProcess(ctx context.Context) (err error) {
 			return
 		case <-ctx.Done():
 		}
-		// No more requests: the process ends those it has and exits by itself.
-		if err := parent.conn.CloseWrite(); err != nil {
-			cmd.Process.Kill()
+		// No more requests: the process ends those it has, and exits or hangs up.
+		if err := p.socket.conn.CloseWrite(); err != nil {
+			p.kill()
 		}
 		select {
 		case <-ended:
 		case <-time.After(closeWait):
-			cmd.Process.Kill()
+			p.kill()
 		}
 	})
 
 	readErr := c.read(ctx, l)
 	if readErr != nil {
-		cmd.Process.Kill() // it does not speak as agreed, or is gone already
+		p.kill() // it does not speak as agreed, or is gone already
 	}
-	waitErr := cmd.Wait()
+	waitErr := p.wait()
 	close(ended)
 	stopping.Wait()
 	err = errors.Join(readErr, waitErr)

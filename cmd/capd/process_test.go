@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/testbed"
+)
+
+// Users of the two processes in tests; nothing else on the machine has them.
+const (
+	capdUID    = 64101
+	deliverUID = 64102
+)
+
+// asUser is a command that becomes another as a user with one capability or none.
+func asUser(uid int, capability string) []string {
+	args := []string{"setpriv", fmt.Sprintf("--reuid=%d", uid), fmt.Sprintf("--regid=%d", uid), "--clear-groups"}
+	if capability != "" {
+		return append(args, "--inh-caps=+"+capability, "--ambient-caps=+"+capability, "--")
+	}
+	return append(args, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--")
+}
+
+// startDeliver starts a delivery process with a user of its own, and gives its id and
+// its end.
+func startDeliver(t *testing.T, socket string) (pid int, kill func()) {
+	t.Helper()
+	args := append(asUser(deliverUID, ""), filepath.Join(testbed.Build(t), "capd"), "deliver", "--listen", socket, "--peer-uid", fmt.Sprint(capdUID))
+	cmd := exec.Command(args[0], args[1:]...)
+	log := new(testbed.Buffer)
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-ended
+		if t.Failed() {
+			t.Logf("the delivery process's log:\n%s", log)
+		}
+	})
+	for !strings.Contains(log.String(), "waiting for capd") {
+		select {
+		case <-ended:
+			t.Fatalf("the delivery process ended: %s", log)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return cmd.Process.Pid, func() { cmd.Process.Kill(); <-ended }
+}
+
+// ownedBy copies a file into a folder that everybody may look into, for one user alone.
+func ownedBy(t *testing.T, dir, path string, uid int) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(dir, filepath.Base(path))
+	if err := os.WriteFile(to, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(to, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// openFolder is a folder that everybody may look into and that belongs to a user.
+func openFolder(t *testing.T, uid int) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "capd-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, uid, -1); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// As it is packaged: capd has CAP_NET_ADMIN and no key, the delivery process has the keys
+// and no capability, and each has a user of its own.
+func TestTheDeliveryProcessHasAUserOfItsOwn(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedCommand(t, "setpriv")
+	sshd := testbed.NewSSHD(t)
+	s3 := testbed.NewS3(t, testbed.S3Options{TLS: true})
+	keys := openFolder(t, deliverUID)
+	list := []destination{
+		{"soc", fmt.Sprintf("type = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nhost_key = %q\npath = \"in/{host}/{id}/{file}\"\n",
+			sshd.Address, sshd.User, ownedBy(t, keys, sshd.PrivateKey, deliverUID), sshd.HostKey), sshd.Root, "readback", sshd.Start, sshd.Stop},
+		{"evidence", fmt.Sprintf("type = \"s3\"\nendpoint = %q\nregion = %q\nbucket = %q\npath_style = true\nca_file = %q\naccess_key_id = %q\nsecret_access_key_file = %q\n",
+			s3.Endpoint, s3.Region, s3.Bucket, ownedBy(t, keys, s3.CAFile, deliverUID), s3.AccessKeyID, ownedBy(t, keys, s3.SecretFile, deliverUID)),
+			filepath.Join(s3.Root, s3.Bucket), "checksum", s3.Start, s3.Stop},
+	}
+	socket := filepath.Join(openFolder(t, deliverUID), "deliver.sock")
+	d := testbed.StartDaemonWith(t, testbed.DaemonOptions{TOML: profiles(list, ""), UID: capdUID,
+		Env: []string{"CAPD_DELIVER_SOCKET=" + socket}, Prefix: asUser(capdUID, "net_admin")})
+	// It is not there yet: captures run all the same, and wait for it.
+	waiting := d.Must("start", "--no-check", "-d", "soc", "-f", writeRequest(t))
+	talkTo(t, 20)
+	pid, kill := startDeliver(t, socket)
+	for _, to := range list {
+		if out := d.Must("destination", "check", to.name); strings.Contains(out, "✗") {
+			t.Errorf("check: %s", out)
+		}
+		id := d.Must("start", "-d", to.name, "-f", writeRequest(t))
+		talkTo(t, 100)
+		d.Must("stop", id)
+		c := d.Await(id, "complete", func(c wire.Capture) bool {
+			noInternetSockets(t, d)
+			return isComplete(c)
+		})
+		checkDelivered(t, d, c, to)
+		for _, path := range found(t, to.root) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// Its end touches no capture, and the next one takes over.
+	kill()
+	talkTo(t, 20)
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err == nil {
+		t.Error("the delivery process was not killed")
+	}
+	if r := d.Capctl("destination", "check", "soc"); r.Code != 7 || !strings.Contains(r.Stdout+r.Stderr, "delivery process") {
+		t.Errorf("check while the process is away: exit code %d, %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	if c := d.Show(waiting); c.Status != wire.StatusRunning {
+		t.Errorf("the capture is %s", c.Status)
+	}
+	startDeliver(t, socket)
+	d.Must("stop", waiting)
+	c := d.Await(waiting, "complete", isComplete)
+	checkDelivered(t, d, c, list[0])
+	if c.Packets.Captured != 240 {
+		t.Errorf("%d packets of 240 are in the capture", c.Packets.Captured)
+	}
+	// What belongs to whom: neither process may read the other's.
+	for _, name := range []string{"user_key", "secret"} {
+		if out, err := runAs(capdUID, "cat", filepath.Join(keys, name)); err == nil {
+			t.Errorf("capd's user may read %s: %d bytes", name, len(out))
+		}
+	}
+	if out, err := runAs(deliverUID, "ls", filepath.Join(d.StateDir(), "spool")); err == nil {
+		t.Errorf("the delivery process may look into the spool: %s", out)
+	}
+	if r, err := runAs(deliverUID, filepath.Join(testbed.Build(t), "capctl"), "--socket", d.Socket, "list"); err == nil {
+		t.Errorf("the delivery process may command capd: %s", r)
+	}
+}
+
+func runAs(uid int, command ...string) ([]byte, error) {
+	args := append(asUser(uid, ""), command...)
+	return exec.Command(args[0], args[1:]...).CombinedOutput()
+}
