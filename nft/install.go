@@ -104,6 +104,13 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	if o.alive == nil {
 		o.alive = newAlive(o.table)
 		low.add(o.alive, aliveElements())
+		for i := range ownSets {
+			o.own[i] = newOwn(o.table, &ownSets[i])
+			low.add(o.own[i], t.ownElements(&ownSets[i]))
+		}
+	}
+	for _, s := range o.own {
+		low.sets[s.Name] = s
 	}
 	low.sets[aliveSet] = o.alive
 	p := part{family: r.family}
@@ -274,6 +281,9 @@ func (t *Table) remove(c *capture) [2]owned {
 		}
 		t.conn.DelSet(o.alive)
 		o.alive = nil
+		for _, s := range o.own {
+			t.conn.DelSet(s)
+		}
 		if p.family == netdev {
 			t.conn.DelTable(o.table)
 			o.table = nil

@@ -60,10 +60,11 @@ type hook struct {
 	priority int32
 }
 
-// rule is, in this order: matches, a jump by CPU, the rate, a counter, a log message, a
-// verdict.
+// rule is, in this order: matches, membership in the set of capd's own connections, a
+// jump by CPU, the rate, a counter, a log message, a verdict.
 type rule struct {
 	matches []filter.Match
+	own     *ownSet  // nil: not asked
 	byCPU   []string // chains to go to, by CPU number
 	rate    string
 	count   role
@@ -357,6 +358,9 @@ func (b *builder) logChain(first, name string, groups []uint16) error {
 	add := func(r rule, why string) {
 		r.comment = b.comment(why)
 		c.rules = append(c.rules, r)
+	}
+	for i := range ownSets {
+		add(rule{own: &ownSets[i], verdict: doReturn}, "capd's own connection")
 	}
 	for _, flow := range b.spec.Exclude {
 		lists, err := flow.Rules(b.family.link())

@@ -44,6 +44,9 @@ func (l *lowerer) rule(r rule) []expr.Any {
 			known[m.Key] = m.Values[0].Lo
 		}
 	}
+	if r.own != nil {
+		out = append(out, l.own(r.own)...)
+	}
 	if r.byCPU != nil {
 		out = append(out, l.byCPU(r.byCPU)...)
 	}

@@ -10,7 +10,8 @@
 //	prerouting                     base chain: a jump for each capture at this hook
 //	capture_ID_prerouting          what this hook leaves out; interfaces
 //	capture_ID_stamped             the filter
-//	capture_ID_stamped_log         excluded flows, seen, dead-man switch, sample, rate
+//	capture_ID_stamped_log         capd's own connections, excluded flows, seen, dead-man
+//	                               switch, sample, rate
 //	capture_ID_stamped_0, _1, …    counter and log: a chain for each NFLOG group
 //
 // Chains that would hold nothing are left out. Hooks at which the kernel stamps the time

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"capd/nft/filter"
 )
 
 // Table is the connection that owns capd's tables. Its methods may be called from
@@ -20,13 +22,15 @@ type Table struct {
 	features Features
 	tables   [2]owned
 	captures map[string]*capture
+	own      map[filter.Flow]int // capd's own connections, and how often each was added
 	closed   bool
 }
 
 // owned is the state of one of the two tables.
 type owned struct {
-	table *nftables.Table // nil: not there
-	alive *nftables.Set   // nil: no capture needs it
+	table *nftables.Table  // nil: not there
+	alive *nftables.Set    // nil: no capture needs it
+	own   [2]*nftables.Set // as ownSets; there when alive is
 	bases []*base
 }
 
@@ -74,7 +78,7 @@ func Open() (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
 	}
-	t := &Table{conn: conn, features: features, captures: map[string]*capture{}}
+	t := &Table{conn: conn, features: features, captures: map[string]*capture{}, own: map[filter.Flow]int{}}
 	if err := t.open(); err != nil {
 		t.Close()
 		return nil, err

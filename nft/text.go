@@ -59,6 +59,13 @@ func (w *writer) table(t tableRules) {
 	w.line(2, "comment \"%s\"", aliveComment)
 	w.line(2, "elements = { 0x00000000 timeout %s }", RenewTimeout)
 	w.line(1, "}")
+	for _, s := range ownSets {
+		w.gap()
+		w.line(1, "set %s {", s.name)
+		w.line(2, "type %s", s.key.Name)
+		w.line(2, "comment \"%s\"", ownComment)
+		w.line(1, "}")
+	}
 	for _, s := range t.sets {
 		w.gap()
 		w.set(s)
@@ -99,6 +106,9 @@ func ruleText(r rule) string {
 	var parts []string
 	for _, m := range r.matches {
 		parts = append(parts, matchText(m))
+	}
+	if r.own != nil {
+		parts = append(parts, r.own.text)
 	}
 	if r.byCPU != nil {
 		elements := make([]string, len(r.byCPU))

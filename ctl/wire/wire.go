@@ -136,6 +136,9 @@ type Capture struct {
 	ID     string `json:"id"` // 32 hexadecimal digits
 	Host   string `json:"host"`
 	Status string `json:"status"`
+	// Stream says that the capture has no files: it went to whoever asked for it, and
+	// lived as long as that connection (PathStream).
+	Stream bool `json:"stream,omitempty"`
 	StartRequest
 	Submitted   Time      `json:"submitted"`
 	Started     *Time     `json:"started"`
@@ -321,6 +324,43 @@ type Error struct {
 
 // Error implements error.
 func (e *Error) Error() string { return e.Message }
+
+// Event is something that happened to a capture, a line of GET /v1/events.
+type Event struct {
+	Time Time   `json:"time"`
+	Type string `json:"type"`
+	// Capture is the capture as it was then. With EventFile its files are only the one
+	// that the event is about. It is absent with EventLagged.
+	Capture *Capture `json:"capture,omitempty"`
+	Missed  uint64   `json:"missed,omitempty"` // EventLagged: how many events were left out
+}
+
+// Event types.
+const (
+	EventStarted  = "started"  // asked for and admitted; not capturing yet
+	EventRunning  = "running"  // every matching packet counts from now on
+	EventStopped  = "stopped"  // its counts are final
+	EventFile     = "file"     // a file has another status
+	EventComplete = "complete" // delivered, or kept where there is no destination
+	EventFailed   = "failed"   // could not be started or delivered: see its error
+	EventRemoved  = "removed"  // forgotten
+	EventWarning  = "warning"  // its last warning is new
+	EventLagged   = "lagged"   // this listener was too slow: events are missing here
+)
+
+// HeaderCapture names the id of the capture that an answer of PathStream carries.
+const HeaderCapture = "Capd-Capture"
+
+// ParamVia is the parameter of both stream calls that names the TCP connection through
+// which the stream leaves the box, as "address:port,address:port": it is in no capture
+// while the stream lasts.
+const ParamVia = "via"
+
+// ContentTypePcapng is the media type of a live stream.
+const ContentTypePcapng = "application/x-pcapng"
+
+// ContentTypeLines is the media type of PathEvents: newline-delimited JSON.
+const ContentTypeLines = "application/x-ndjson"
 
 // Error codes. The HTTP status each travels with stands beside it.
 const (
