@@ -44,6 +44,7 @@ type app struct {
 	zone           *time.Location                         // of the times in tables
 	signals        func() (<-chan os.Signal, func())      // SIGINT and SIGTERM, until the function is called
 	screen         func(io.Writer) (columns int, ok bool) // nil: ask the kernel; tests have terminals of their own
+	lookup         lookup                                 // nil: ask the resolver of this machine; tests have names of their own
 	devices        string                                 // where network interfaces are listed
 	timing         timing
 

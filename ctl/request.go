@@ -29,6 +29,7 @@ var hooks = []string{
 type requestFlags struct {
 	given   wire.StartRequest // as the flags say; only fields of flags that were given count
 	noCheck bool
+	resolve bool
 	file    string
 }
 
@@ -53,6 +54,7 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 	flag(listFlag(&g.Hooks, "H[,H]", func(s string) error { return oneOf(s, hooks) }), "hook", "", "where in the kernel: "+strings.Join(hooks, ", "))
 	flag(numberFlag(&g.Sample, 32), "sample", "", "one in N of them")
 	flag(choiceFlag(&g.SampleBy, "WHAT", wire.SampleByPacket, wire.SampleByFlow), "sample-by", "", "packet: any one in N; flow: whole conversations")
+	yes(&r.resolve, "resolve", "replace names of hosts in EXPRESSION by their addresses as of now")
 	flag(choiceFlag(&g.Type, "TYPE", wire.TypeFull, wire.TypeSimple), "type", "", "full: whole packets; simple: the first 160 bytes of one in 100")
 
 	group = "How much"
@@ -142,6 +144,12 @@ func (a *app) request(cmd *cobra.Command, r *requestFlags, expression []string) 
 	}
 	if len(expression) > 0 {
 		req.Filter = strings.Join(expression, " ")
+	}
+	if r.resolve && req.Filter != "" {
+		var err error
+		if req.Filter, err = a.resolve(cmd.Context(), req.Filter); err != nil {
+			return req, err
+		}
 	}
 	if flow, ok := sshFlow(a.getenv("SSH_CONNECTION")); ok && !slices.Contains(req.Exclude, flow) {
 		req.Exclude = append(req.Exclude, flow)

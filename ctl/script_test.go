@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -165,6 +167,7 @@ func (s *script) run(want int, args []string) {
 		zone:    time.FixedZone("CET", 3600),
 		signals: func() (<-chan os.Signal, func()) { return signals, func() {} },
 		screen:  func(io.Writer) (int, bool) { return s.columns, s.columns > 0 },
+		lookup:  lookupInTest,
 		devices: "devices",
 		timing:  timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
 	}
@@ -243,4 +246,17 @@ func readFile(t testing.TB, name string) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+// lookupInTest is a resolver with two hosts.
+func lookupInTest(_ context.Context, _, host string) ([]netip.Addr, error) {
+	switch host {
+	case "web.example.org":
+		return []netip.Addr{netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("::ffff:192.0.2.8"), netip.MustParseAddr("192.0.2.7")}, nil
+	case "v6.example.org":
+		return []netip.Addr{netip.MustParseAddr("2001:db8::6")}, nil
+	case "slow.example.org":
+		return nil, &net.DNSError{Err: "the server does not answer", Name: host, IsTimeout: true}
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }

@@ -28,7 +28,8 @@ the shell would take for itself, such as parentheses. Flags may stand anywhere.
 As with tcpdump: -i interface, -c packets, -s snaplen. Unlike tcpdump: without -i each
 packet is seen once, where it enters the box or is born on it, on whatever interface,
 before NAT; with -i it is seen as the interface carries it, in and out. -n is the
-capture's name, and names of hosts are not resolved. -w is not needed: the files go to a
+capture's name, and names of hosts are looked up only with --resolve, here and now, by
+capctl. -w is not needed: the files go to a
 destination (-d), checked there before they are deleted here, or stay on the box for
 capctl download.
 

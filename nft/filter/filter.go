@@ -91,7 +91,11 @@ type Error struct {
 	Column  int    // 1 is the first byte of the text; 0 = the error has no column
 	Message string // what is wrong, lower case, without the field's name
 	Hint    string // what to write instead; may be empty
+	cause   error
 }
+
+// Unwrap gives what the error came from, for errors of a lookup (Resolve); else nil.
+func (e *Error) Unwrap() error { return e.cause }
 
 // Error gives field, column, value and message on one line; the hint is separate.
 func (e *Error) Error() string {

@@ -19,12 +19,15 @@ const (
 // 47" and "ifname NAME" on any link. It refuses, and says what to write instead: host and
 // network names, protochain, ip broadcast, and the link types and protocols that have no
 // place in NFLOG.
-func Parse(text string) (*Filter, error) {
+func Parse(text string) (*Filter, error) { return parse(text, nil) }
+
+// parse is Parse; hosts says what names of hosts stand for.
+func parse(text string, hosts *resolving) (*Filter, error) {
 	if len(text) > maxText {
 		return nil, &Error{Field: "filter", Message: fmt.Sprintf("the filter has %d bytes", len(text)),
 			Hint: fmt.Sprintf("write it in %d bytes or less, with networks instead of many hosts", maxText)}
 	}
-	p := &parser{lexer: lexer{text: text}}
+	p := &parser{lexer: lexer{text: text}, hosts: hosts}
 	if err := p.advance(); err != nil {
 		return nil, err
 	}
@@ -56,6 +59,7 @@ type parser struct {
 	lexer lexer
 	tok   token
 	depth int
+	hosts *resolving // nil: names of hosts are refused
 }
 
 func (p *parser) advance() (err error) {

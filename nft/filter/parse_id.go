@@ -319,6 +319,9 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 	if q.proto == LinkLayer {
 		return nil, p.wrong(t, "write the address, such as 00:00:5e:00:53:01", "names of Ethernet addresses are not looked up: %q", t.text)
 	}
+	if p.hosts != nil {
+		return p.resolve(t, q)
+	}
 	return nil, p.wrong(t, "write the address; capctl start --resolve looks names up",
 		"host names are not looked up, because what they stand for changes: %q", t.text)
 }
