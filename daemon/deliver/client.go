@@ -150,6 +150,49 @@ func (c *Client) Check(ctx context.Context, destination string) (wire.Check, err
 	return *answer.Check, nil
 }
 
+// Challenge writes a challenge file into a destination's fixed folder (FixedFolder of its
+// path), reads it back, and leaves it there: whoever can tell what it holds may look into
+// the place. name is one plain name, contents at most MaxChallenge bytes. Errors are *Error.
+func (c *Client) Challenge(ctx context.Context, destination, name string, contents []byte) error {
+	if len(contents) == 0 || len(contents) > MaxChallenge {
+		return Fail(ReasonTooLarge, nil, "a challenge of %d bytes: 1 to %d are possible", len(contents), MaxChallenge)
+	}
+	_, err := c.challenge(ctx, destination, name, challenge{Do: challengeWrite, Contents: contents})
+	return err
+}
+
+// ReadChallenge gives what a challenge file holds now. Errors are *Error; one that is not
+// there is ReasonMissing.
+func (c *Client) ReadChallenge(ctx context.Context, destination, name string) ([]byte, error) {
+	return c.challenge(ctx, destination, name, challenge{Do: challengeRead})
+}
+
+// RemoveChallenge deletes a challenge file. One that is not there is no error. Errors are
+// *Error.
+func (c *Client) RemoveChallenge(ctx context.Context, destination, name string) error {
+	_, err := c.challenge(ctx, destination, name, challenge{Do: challengeRemove})
+	return err
+}
+
+func (c *Client) challenge(ctx context.Context, destination, name string, ch challenge) ([]byte, error) {
+	profile, err := c.profile(destination)
+	if err != nil {
+		return nil, err
+	}
+	if safe(name) != name {
+		return nil, Fail(ReasonProfile, nil, "%q is no name for a challenge file: one plain name of at most %d bytes is wanted", name, maxValue)
+	}
+	ch.Path = FixedFolder(profile.Path) + name
+	answer, err := c.call(ctx, message{Kind: kindChallenge, Profile: &profile, File: &ch}, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	if answer.File == nil {
+		return nil, Fail(ReasonProcess, nil, "the delivery process gave no result")
+	}
+	return answer.File.Contents, nil
+}
+
 func (c *Client) profile(name string) (Profile, error) {
 	p, err := c.o.Profiles(name)
 	if err == nil {

@@ -19,6 +19,7 @@ import (
 const (
 	kindPut        = "put"         // parent: deliver the file that comes along; answered
 	kindCheck      = "check"       // parent: go through a destination's steps; answered
+	kindChallenge  = "challenge"   // parent: write, read or remove a challenge file; answered
 	kindCancel     = "cancel"      // parent: end request ID; it is still answered
 	kindAnswer     = "answer"      // child: the end of request ID
 	kindProgress   = "progress"    // child: Bytes of request ID sent so far
@@ -33,6 +34,7 @@ type message struct {
 	ID      uint64       `json:"id"`
 	Profile *Profile     `json:"profile,omitempty"`
 	Put     *putRequest  `json:"put,omitempty"`
+	File    *challenge   `json:"file,omitempty"`
 	Result  *Result      `json:"result,omitempty"`
 	Check   *wire.Check  `json:"check,omitempty"`
 	Err     *Error       `json:"error,omitempty"`
@@ -47,6 +49,22 @@ type putRequest struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256,omitempty"` // "" = not known yet
 }
+
+// challenge is a request about a challenge file, and, with Contents, the answer to
+// challengeRead.
+type challenge struct {
+	Do       challengeDo `json:"do"`
+	Path     string      `json:"path"`
+	Contents []byte      `json:"contents,omitempty"`
+}
+
+type challengeDo string
+
+const (
+	challengeWrite  challengeDo = "write"
+	challengeRead   challengeDo = "read"
+	challengeRemove challengeDo = "remove"
+)
 
 type messageFlow struct {
 	Destination string `json:"destination"`

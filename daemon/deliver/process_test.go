@@ -153,6 +153,47 @@ func TestAFileGoesThroughTheProcessToBothKinds(t *testing.T) {
 	}
 }
 
+func TestAChallengeGoesThroughTheProcessToBothKinds(t *testing.T) {
+	sshd, gw := testbed.NewSSHD(t), testbed.NewS3(t, testbed.S3Options{TLS: true})
+	soc, evidence := sftpProfile(sshd), s3Profile(gw)
+	soc.Path, evidence.Path = "in/{date}/{file}", "evidence/{id}/{file}"
+	c := client(t, "deliver", deliver.Options{}, soc, evidence)
+	const file = "ownership-challenge-1.txt"
+	for name, path := range map[string]string{"soc": filepath.Join(sshd.Root, "in", file), "evidence": filepath.Join(gw.Root, gw.Bucket, "evidence", file)} {
+		if err := c.Challenge(t.Context(), name, file, []byte("a token")); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := os.ReadFile(path); err != nil || string(data) != "a token" {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+		if data, err := c.ReadChallenge(t.Context(), name, file); err != nil || string(data) != "a token" {
+			t.Errorf("%s: read %q, %v", name, data, err)
+		}
+		if err := c.RemoveChallenge(t.Context(), name, file); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.ReadChallenge(t.Context(), name, file); reason(err) != deliver.ReasonMissing {
+			t.Errorf("%s: after its removal: %v", name, err)
+		}
+		for _, bad := range []string{"", "../x", "a/b", ".hidden", "a\nb"} {
+			if err := c.Challenge(t.Context(), name, bad, []byte("x")); reason(err) != deliver.ReasonProfile {
+				t.Errorf("name %q: %v", bad, err)
+			}
+		}
+		for _, size := range []int{0, deliver.MaxChallenge + 1} {
+			if err := c.Challenge(t.Context(), name, file, make([]byte, size)); reason(err) != deliver.ReasonTooLarge {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+		}
+		if err := c.Challenge(t.Context(), name, file, make([]byte, deliver.MaxChallenge)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := c.ReadChallenge(t.Context(), "nobody", file); reason(err) != deliver.ReasonProfile {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAFileThatIsNotWhatItWasIsRefused(t *testing.T) {
 	sshd := testbed.NewSSHD(t)
 	c := client(t, "deliver", deliver.Options{}, sftpProfile(sshd))

@@ -108,8 +108,8 @@ func (s *server) take(ctx context.Context, m message, f *os.File) error {
 		return fmt.Errorf(format, args...)
 	}
 	switch m.Kind {
-	case kindPut, kindCheck:
-		if m.Profile == nil || (m.Kind == kindPut) != (m.Put != nil && f != nil) {
+	case kindPut, kindCheck, kindChallenge:
+		if m.Profile == nil || (m.Kind == kindPut) != (m.Put != nil && f != nil) || (m.Kind == kindChallenge) != (m.File != nil) {
 			return refuse("request %d (%s) lacks a part", m.ID, m.Kind)
 		}
 		s.begin(ctx, m, f)
@@ -163,6 +163,8 @@ func (s *server) begin(ctx context.Context, m message, f *os.File) {
 			} else {
 				answer.Result = &result
 			}
+		case m.Kind == kindChallenge:
+			answer.File, answer.Err = s.challenge(ctx, *m.Profile, *m.File)
 		default:
 			check := s.check(ctx, *m.Profile)
 			answer.Check = &check
@@ -220,6 +222,30 @@ func (s *server) check(ctx context.Context, p Profile) wire.Check {
 	}
 	defer release()
 	return st.Check(ctx)
+}
+
+// challenge does what is asked about a challenge file. The answer is never nil without an
+// error.
+func (s *server) challenge(ctx context.Context, p Profile, c challenge) (*challenge, *Error) {
+	st, release, err := s.store(p)
+	if err == nil {
+		defer release()
+		switch c.Do {
+		case challengeWrite:
+			err = st.WriteChallenge(ctx, c.Path, c.Contents)
+			c.Contents = nil
+		case challengeRead:
+			c.Contents, err = st.ReadChallenge(ctx, c.Path)
+		case challengeRemove:
+			err = st.RemoveChallenge(ctx, c.Path)
+		default:
+			err = Fail(ReasonProcess, nil, "the delivery process does not know %q", c.Do)
+		}
+	}
+	if err != nil {
+		return nil, Classify(ctx, err, "challenge file %s", c.Path)
+	}
+	return &c, nil
 }
 
 // store gives the Store of a profile, opening it, or opening it anew when the profile

@@ -41,9 +41,27 @@ type Store interface {
 	// Check goes through the steps of a delivery, as far as the profile's probe allows,
 	// and ends at the first that fails.
 	Check(ctx context.Context) wire.Check
+	Challenger
 	// Close ends what the Store keeps open. Calls under way fail.
 	Close() error
 }
+
+// Challenger writes small files with which somebody shows that a destination is theirs:
+// who can tell what such a file holds may look into the place. They are not captures:
+// they get no retention, and may be deleted again. name is as Expand gives paths.
+type Challenger interface {
+	// WriteChallenge writes the file and reads it back. One of the same name that holds
+	// the same is good; with other contents the code is wire.CodeDestinationExists.
+	WriteChallenge(ctx context.Context, name string, contents []byte) error
+	// ReadChallenge reads it, at most MaxChallenge bytes (ReasonTooLarge). One that is
+	// not there is ReasonMissing.
+	ReadChallenge(ctx context.Context, name string) ([]byte, error)
+	// RemoveChallenge deletes it. One that is not there is no error.
+	RemoveChallenge(ctx context.Context, name string) error
+}
+
+// MaxChallenge is the most that a challenge file holds, in bytes.
+const MaxChallenge = 8 << 10
 
 // Object is one file to be stored.
 type Object struct {

@@ -129,7 +129,7 @@ func (u *upload) result(there bool) deliver.Result {
 // look tells whether the name is there already with the same contents.
 func (u *upload) look(ctx context.Context) (bool, error) {
 	info, err := u.head(ctx)
-	if code(err) == "NoSuchKey" || code(err) == "NotFound" {
+	if missing(err) {
 		return false, nil
 	}
 	if err != nil {

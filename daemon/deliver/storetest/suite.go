@@ -66,6 +66,7 @@ func Run(t *testing.T, s Suite) {
 		{"a check leaves nothing", s13},
 		{"a check without a probe", s14},
 		{"a closed store", s15},
+		{"a challenge is written, read and removed", challenged},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
 	}
