@@ -32,8 +32,7 @@ the kernel would hide packets from the capture.
 The rules can be given to nft -c -f - to have them checked.`,
 		Example: `  capctl explain udp port 5060
   capctl explain -i eth0 -s 128 'tcp port 443 and host 192.0.2.7'
-  capctl explain --hook prerouting,postrouting 'icmp or tcp[tcpflags] & tcp-rst != 0'
-  capctl explain -q 'host 192.0.2.7 or 192.0.2.8' | nft -c -f -`,
+  capctl explain --hook prerouting,postrouting 'icmp or tcp[tcpflags] & tcp-rst != 0'`,
 		ValidArgsFunction: noFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := a.request(cmd, &r, args)
