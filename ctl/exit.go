@@ -50,6 +50,7 @@ var exits = map[string]struct {
 	wire.CodeUndelivered:            {exitFailed, "capctl retry CAPTURE delivers it, capctl download CAPTURE fetches it, capctl rm --force CAPTURE throws it away"},
 	wire.CodeUnsupported:            {exitFailed, ""},
 	wire.CodeUnavailable:            {exitFailed, "journalctl -u capd"},
+	wire.CodeStopping:               {exitUnreachable, "systemctl status capd"},
 	wire.CodeInternal:               {exitFailed, "journalctl -u capd"},
 }
 

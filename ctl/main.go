@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,6 +50,7 @@ type app struct {
 	timing         timing
 
 	socket  string
+	netns   string
 	json    bool
 	quiet   bool
 	noColor bool
@@ -101,6 +103,8 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
   capctl show 0f8c                            everything about one
   capctl stop 0f8c                            end it early
   capctl start --wait -c 100 icmp             stay until 100 packets are delivered`,
+		PersistentPreRunE: a.checkNetns,
+
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          a.unknownCommand,
@@ -128,6 +132,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
 	flags.StringVar(&a.socket, "socket", a.getenv("CAPD_SOCKET"), "capd's socket at `PATH` (or CAPD_SOCKET; default "+wire.DefaultSocket+")")
+	flags.StringVar(&a.netns, "netns", "", "the capd of the network namespace `NAME` (capd@NAME.service)")
 	flags.BoolVar(&a.json, "json", false, "print what capd answers, as JSON")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "data and errors only: no notes, no progress")
 	flags.BoolVar(&a.noColor, "no-color", false, "no colours (also with NO_COLOR set)")
@@ -155,9 +160,26 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 // client gives the connection to capd, made at its first use, when the flags are known.
 func (a *app) client() *client.Client {
 	if a.capd == nil {
-		a.capd = &client.Client{Socket: a.socket, UserAgent: "capctl/" + wire.Version}
+		socket := a.socket
+		if a.netns != "" {
+			socket = wire.NetnsSocket(a.netns)
+		}
+		a.capd = &client.Client{Socket: socket, UserAgent: "capctl/" + wire.Version}
 	}
 	return a.capd
+}
+
+// checkNetns refuses a --netns that names no namespace, or a capd that --socket names too.
+func (a *app) checkNetns(cmd *cobra.Command, _ []string) error {
+	switch {
+	case !cmd.Flags().Changed("netns"):
+		return nil
+	case cmd.Flags().Changed("socket"):
+		return usagef("--netns %s and --socket %s name two sockets: give one of them", a.netns, a.socket)
+	case a.netns == "" || a.netns == "." || a.netns == ".." || strings.ContainsAny(a.netns, "/\x00"):
+		return usagef("--netns: %q is not the name of a network namespace", a.netns).withHint("ip netns list shows those there are; systemctl start capd@NAME.socket gives one its capd")
+	}
+	return nil
 }
 
 // soon bounds a call that capd answers from its own memory: where that takes long, capd

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +49,10 @@ type Daemon struct {
 	running  int             // captures that hold rules
 	// processors is GOMAXPROCS without the readers.
 	processors int
-	renewing   chan struct{} // closed to end the renewal of the dead-man switch
+	retiring   bool          // ends when no capture runs
+	retired    chan struct{} // closed when that is so
+
+	pulse *pulse
 }
 
 // Start begins a capture (api.Daemon).
@@ -110,7 +112,7 @@ func (d *Daemon) admit(name string) (release func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closing {
-		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: "capd is shutting down", Hint: "try again in a moment"}
+		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeStopping, Message: "capd is shutting down", Hint: "try again in a moment"}
 	}
 	active := d.starting
 	for _, c := range d.captures {
@@ -376,49 +378,6 @@ func (d *Daemon) config() *config.Config {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.cfg
-}
-
-// beginRenewing feeds the dead-man switch while captures run: first at once, because
-// rules that start with an unfed switch log nothing.
-func (d *Daemon) beginRenewing() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.running++
-	runtime.GOMAXPROCS(d.processors + d.running) // one for each reader, see ring's naps
-	if d.running > 1 {
-		return nil
-	}
-	if err := d.table.Renew(); err != nil {
-		d.running--
-		return fmt.Errorf("feed the dead-man switch: %w", err)
-	}
-	d.renewing = make(chan struct{})
-	go d.renew(d.renewing)
-	return nil
-}
-
-func (d *Daemon) endRenewing() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.running--; d.running == 0 {
-		close(d.renewing)
-	}
-	runtime.GOMAXPROCS(d.processors + d.running)
-}
-
-func (d *Daemon) renew(end <-chan struct{}) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-end:
-			return
-		case <-tick.C:
-			if err := d.table.Renew(); err != nil {
-				d.log.Error("feed the dead-man switch", "err", err)
-			}
-		}
-	}
 }
 
 // captureHalted is called once for each capture that ran, when its counts are final.

@@ -75,6 +75,7 @@ type counts struct {
 // liveCounts is counts for other goroutines, plus the file length.
 type liveCounts struct {
 	captured, discarded, bytes, written, filePackets atomic.Uint64
+	beats                                            atomic.Uint64 // rounds of the loop, at least one every beatEvery
 }
 
 // finalCounts is loss that is known only at the end.
@@ -198,6 +199,7 @@ func writeFailure(err error) stopping {
 
 // clocks does what is due by time.
 func (e *engine) clocks(now time.Time) {
+	e.live.beats.Add(1)
 	if !e.ended && !now.Before(e.timeLimit) {
 		e.end(stopping{reason: wire.StopTimeLimit})
 	}
@@ -216,11 +218,12 @@ func (e *engine) clocks(now time.Time) {
 }
 
 // schedule sets when clocks runs next: soon if live counts are stale, within a second
-// while there is something to flush or rotate, else only when the time is up.
+// while there is something to flush or rotate, else when the time is up or a sign of life
+// is due.
 func (e *engine) schedule(now time.Time) {
-	at := e.timeLimit
-	if e.ended {
-		at = now.Add(time.Hour)
+	at := now.Add(beatEvery)
+	if !e.ended {
+		at = earlier(at, e.timeLimit)
 	}
 	if e.out.Dirty() || (e.segmentTime > 0 && e.out.Packets() > 0) {
 		if e.tick.IsZero() {

@@ -16,10 +16,12 @@ import (
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"capd/ctl/wire"
 	"capd/daemon/api"
 	"capd/daemon/config"
 	"capd/daemon/spool"
 	"capd/nft"
+	"capd/ring"
 )
 
 // deliveryGrace is how long a stopping capd goes on delivering; what is left then waits
@@ -31,6 +33,7 @@ type Options struct {
 	Config  *config.Config
 	Load    func() (*config.Config, error) // reads the configuration again
 	Reload  <-chan os.Signal               // when to
+	Retire  <-chan os.Signal               // asks for an end as soon as no capture runs
 	Level   *slog.LevelVar
 	Version string
 	Log     *slog.Logger
@@ -43,7 +46,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(o.Config.Daemon.Socket)
+	listener, passed, err := listen(o.Config.Daemon.Socket, o.Log)
 	if err != nil {
 		d.close()
 		return err
@@ -54,19 +57,30 @@ func Run(ctx context.Context, o Options) error {
 	go func() { served <- server.Serve(listener) }()
 	o.Log.Info("capd is ready", "version", o.Version, "socket", listener.Addr().String(), "captures", len(d.captures))
 	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
+	d.pulse = startPulse(d)
 
 	for {
 		select {
 		case <-o.Reload:
 			d.reload(o, handler)
 			continue
+		case <-o.Retire:
+			o.Log.Info("capd ends as soon as no capture runs")
+			d.retire()
+			continue
 		case err = <-served:
+		case <-d.retired:
 		case <-ctx.Done():
 		}
 		break
 	}
 	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
 	o.Log.Info("capd is stopping")
+	if passed {
+		// Whoever connects from now on waits at systemd's socket for the next capd, instead
+		// of being refused by this one.
+		_ = listener.Close()
+	}
 	d.stopAll()
 	// Answers to calls that wait for a stop go out before the socket closes.
 	grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -81,16 +95,24 @@ func Run(ctx context.Context, o Options) error {
 	return err
 }
 
-// listen takes the socket that systemd hands over, or makes one.
-func listen(path string) (net.Listener, error) {
-	passed, err := activation.Listeners()
+// listen takes the socket that systemd hands over, or makes one. Passed tells which.
+func listen(path string, log *slog.Logger) (l net.Listener, passed bool, err error) {
+	listeners, err := activation.Listeners()
 	if err != nil {
-		return nil, fmt.Errorf("take over systemd's socket: %w", err)
+		return nil, false, fmt.Errorf("take over systemd's socket: %w", err)
 	}
-	if len(passed) > 0 {
-		return passed[0], nil
+	if len(listeners) == 0 {
+		l, err := api.Listen(path)
+		return l, false, err
 	}
-	return api.Listen(path)
+	if len(listeners) > 1 || listeners[0] == nil {
+		return nil, false, fmt.Errorf("systemd handed over %d sockets: capd.socket needs exactly one line ListenStream=", len(listeners))
+	}
+	l = listeners[0]
+	if at := l.Addr().String(); at != path && path != wire.DefaultSocket {
+		log.Warn("systemd's socket is used, not the configured one", "socket", at, "configured", path)
+	}
+	return l, true, nil
 }
 
 // open makes everything a capture needs, before anyone may ask for one.
@@ -98,7 +120,7 @@ func open(o Options) (*Daemon, error) {
 	cfg := o.Config
 	d := &Daemon{
 		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(), cfg: cfg,
-		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0),
+		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0), retired: make(chan struct{}),
 	}
 	var err error
 	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir()); err != nil {
@@ -118,6 +140,9 @@ func open(o Options) (*Daemon, error) {
 	if d.table, err = nft.Open(); err != nil {
 		return nil, fmt.Errorf("take the nftables table: %w", err)
 	}
+	if err := tryRing(); err != nil {
+		return nil, errors.Join(err, d.table.Close())
+	}
 	d.startDelivery()
 	if err := d.recover(); err != nil {
 		d.close()
@@ -125,6 +150,15 @@ func open(o Options) (*Daemon, error) {
 	}
 	d.resumeDelivery()
 	return d, nil
+}
+
+// tryRing finds out whether packets can be read at all, before capd says that it is ready.
+func tryRing() error {
+	r, err := ring.Open(ring.Config{Stamped: 1, Memory: ring.MinMemory, ReceiveBuffer: ring.MinMemory, Prefix: "capd:try"})
+	if err != nil {
+		return fmt.Errorf("read packets by NFLOG (module nfnetlink_log): %w", err)
+	}
+	return r.Close()
 }
 
 // sizeShares decides how much memory captures may take together.
@@ -212,6 +246,7 @@ func (d *Daemon) stopAll() {
 // close gives back what open took. Captures have ended.
 func (d *Daemon) close() {
 	d.stopDelivery()
+	d.pulse.stop()
 	if err := d.table.Close(); err != nil {
 		d.log.Error("give up the nftables table", "err", err)
 	}

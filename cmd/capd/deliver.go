@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"capd/daemon"
+	"capd/daemon/journal"
 )
 
 const deliverUsage = `usage: capd deliver                                           as capd starts it
@@ -77,7 +78,7 @@ func deliver(args []string, stdout, stderr io.Writer) int {
 			return fail("capd starts this process itself; by hand it needs --listen SOCKET (capd deliver --help)")
 		}
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil)).With("process", "deliver")
+	log := journal.NewLogger(stderr, slog.LevelInfo).With("process", "deliver")
 	o := daemon.DeliverOptions{Listen: *listen, Activated: activated, Log: log, Peer: func() (uint32, error) { return peer(*peerUser, *peerUID) }}
 	ctx := context.Background() // a child ends with capd, which ends it in order
 	if *listen != "" || activated {

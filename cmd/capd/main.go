@@ -15,6 +15,7 @@ import (
 	"capd/ctl/wire"
 	"capd/daemon"
 	"capd/daemon/config"
+	"capd/daemon/journal"
 )
 
 const usage = `usage: capd [--config FILE]          run the daemon
@@ -27,7 +28,8 @@ const usage = `usage: capd [--config FILE]          run the daemon
   --version        print the version
 
 Without a configuration file capd runs on its defaults. SIGTERM stops captures, finishes
-their files and tries their delivery for a while; SIGHUP rereads the configuration.
+their files and tries their delivery for a while; SIGHUP rereads the configuration;
+SIGUSR1 ends capd as soon as no capture runs, for its service manager to start the next.
 See capd(8) and capd.toml(5); captures are started with capctl(1).
 `
 
@@ -78,12 +80,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	level := new(slog.LevelVar)
 	level.Set(cfg.Daemon.LogLevel)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := journal.NewLogger(stderr, level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
-	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Level: level, Version: wire.Version, Log: log}); err != nil {
+	retire := make(chan os.Signal, 1)
+	signal.Notify(retire, syscall.SIGUSR1)
+	if err := daemon.Run(ctx, daemon.Options{Config: cfg, Load: load, Reload: reload, Retire: retire, Level: level, Version: wire.Version, Log: log}); err != nil {
 		log.Error("capd ends", "err", err)
 		return 1
 	}

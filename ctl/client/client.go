@@ -190,8 +190,34 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	return answer, nil
 }
 
-// do makes one request. The answer is a success, its body open.
+// restartWait bounds how long a request waits for a capd that is being restarted.
+const (
+	restartWait  = 30 * time.Second
+	restartPause = 200 * time.Millisecond
+)
+
+// do makes one request. The answer is a success, its body open. While a capd that is
+// stopping refuses it, which it does before anything is done, it is made again: the next
+// capd will take it.
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	until := time.Now().Add(restartWait)
+	for {
+		resp, err := c.try(ctx, method, path, body)
+		var refused *wire.Error
+		if !errors.As(err, &refused) || refused.Code != wire.CodeStopping || time.Now().After(until) {
+			return resp, err
+		}
+		c.client().CloseIdleConnections() // the next one is to reach the next capd
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(restartPause):
+		}
+	}
+}
+
+// try makes one request, once.
+func (c *Client) try(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var reader io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)

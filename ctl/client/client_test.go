@@ -275,3 +275,29 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// A capd that is stopping has done nothing yet: the call is for the next one.
+func TestCallsWaitForTheNextDaemon(t *testing.T) {
+	var calls int
+	var bodies []string
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		data, _ := io.ReadAll(r.Body)
+		bodies = append(bodies, string(data))
+		if calls++; calls < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"error": {"code": "stopping", "message": "capd is shutting down"}}`)
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"id": "new"}`)
+	})
+	got, err := c.Start(t.Context(), wire.StartRequest{Filter: "udp"})
+	if err != nil || got.ID != "new" {
+		t.Fatalf("started %q, %v", got.ID, err)
+	}
+	for _, body := range bodies {
+		if len(bodies) != 3 || body != `{"filter":"udp"}` {
+			t.Errorf("the calls had the bodies %q", bodies)
+		}
+	}
+}

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"io/fs"
 	"net/url"
+	"path"
 	"syscall"
+
+	"capd/ctl/wire"
 )
 
 // ErrUnreachable is what every *UnreachableError is.
@@ -53,15 +56,16 @@ func (c *Client) dialError(err error) error {
 		return e
 	}
 	e.Where = c.socket()
+	unit := unitOf(e.Where)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
 		e.What = "there is no such socket"
-		e.Hint = "is capd running? systemctl status capd (or --socket PATH, CAPD_SOCKET, where it listens elsewhere)"
+		e.Hint = "is capd running? systemctl status " + unit + " (or --socket PATH, CAPD_SOCKET, where it listens elsewhere)"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.What = "nothing listens there (connection refused)"
-		e.Hint = "capd has ended or was killed: systemctl status capd, then systemctl restart capd"
+		e.Hint = "capd has ended or was killed: systemctl status " + unit + ", then systemctl restart " + unit
 	case errors.Is(err, fs.ErrPermission):
 		e.What = "permission denied"
 		e.Hint = "the socket and every directory above it must be open to you (a default capd lets every user connect): ls -ld " + e.Where
@@ -70,9 +74,19 @@ func (c *Client) dialError(err error) error {
 		e.Hint = "give the path of capd's socket with --socket or CAPD_SOCKET"
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, context.DeadlineExceeded):
 		e.What = "it does not take connections"
-		e.Hint = "capd hangs or is overrun: journalctl -u capd, then systemctl restart capd"
+		e.Hint = "capd hangs or is overrun: journalctl -u " + unit + ", then systemctl restart " + unit
 	}
 	return e
+}
+
+// unitOf names the service that listens at a socket: capd, or capd@NAME for a network
+// namespace's.
+func unitOf(socket string) string {
+	name := path.Base(path.Dir(socket))
+	if socket == wire.NetnsSocket(name) {
+		return "capd@" + name
+	}
+	return "capd"
 }
 
 // transportError sorts what http.Client returns: the caller's own context, a failure to

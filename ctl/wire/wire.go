@@ -12,6 +12,9 @@ var Version = "devel"
 // DefaultSocket is where capd listens and capctl connects, unless told otherwise.
 const DefaultSocket = "/run/capd/capd.sock"
 
+// NetnsSocket is where the capd of a network namespace listens: capd@NAME.socket.
+func NetnsSocket(name string) string { return "/run/capd/" + name + "/capd.sock" }
+
 // MaxRequestBody is the largest request body that capd reads, in bytes; more gets 413.
 const MaxRequestBody = 1 << 20
 
@@ -384,7 +387,8 @@ const (
 	CodeDestinationExists      = "destination_exists"      // the name is there with other contents
 	CodeLimit                  = "limit_reached"           // 429: max_captures and the like
 	CodeInternal               = "internal"                // 500
-	CodeUnavailable            = "unavailable"             // 503: shutting down, or the kernel lacks something
+	CodeUnavailable            = "unavailable"             // 503: the kernel lacks something
+	CodeStopping               = "stopping"                // 503: shutting down; the next capd will answer
 	CodeNoSpace                = "no_space"                // 507
 )
 

@@ -10,6 +10,8 @@ type blocks struct {
 	given sync.Cond
 	free  [][]byte
 	total int
+	// waiting tells that somebody waits for a block.
+	waiting bool
 }
 
 func newBlocks(memory []byte, size int) *blocks {
@@ -27,8 +29,10 @@ func (b *blocks) take() []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for len(b.free) == 0 {
+		b.waiting = true
 		b.given.Wait()
 	}
+	b.waiting = false
 	last := len(b.free) - 1
 	block := b.free[last]
 	b.free = b.free[:last]
@@ -47,4 +51,11 @@ func (b *blocks) scarce() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return 2*len(b.free) < b.total
+}
+
+// awaited tells that somebody waits for a block.
+func (b *blocks) awaited() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting
 }

@@ -202,6 +202,10 @@ func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
 // Behind tells that more than half of the write blocks wait for the disk.
 func (w *Writer) Behind() bool { return w.free.scarce() }
 
+// Waiting tells whether the producer waits for the disk, because every block is full. Any
+// goroutine may ask.
+func (w *Writer) Waiting() bool { return w.free.awaited() }
+
 // Encoded tells whether the current segment's bytes are compressed or sealed.
 func (w *Writer) Encoded() bool { return w.seg.encode != nil }
 
