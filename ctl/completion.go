@@ -90,7 +90,7 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 			}
 			begun := c.Submitted
 			about := clean(strings.Join(strings.Fields(c.Status+" "+c.Name+" "+filterText(c.StartRequest)), " "))
-			about = fmt.Sprintf("%s, %s old", about, age(a.now().Sub(begun.Time)))
+			about = fmt.Sprintf("%s, %s old", about, shortAge(a.now().Sub(begun.Time)))
 			if len(word) > shortID && strings.HasPrefix(c.ID, word) {
 				add(c.ID, about)
 			} else {

@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -130,7 +131,7 @@ func TestHelpFits(t *testing.T) {
 func TestEveryFlagCompletes(t *testing.T) {
 	for _, cmd := range everyCommand(newTestApp().root()) {
 		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
-			if f.Value.Type() == "bool" || f.Name == "request" || f.Name == "output" {
+			if f.Value.Type() == "bool" || slices.Contains([]string{"request", "output", "signers", "identity"}, f.Name) {
 				return // files and folders, as the shell does by itself
 			}
 			if _, ok := cmd.GetFlagCompletionFunc(f.Name); !ok {
@@ -180,7 +181,7 @@ func TestFormats(t *testing.T) {
 		{size(0), "0 B"}, {size(999), "999 B"}, {size(1000), "1.00 kB"}, {size(6760000), "6.76 MB"}, {size(9996), "10.0 kB"},
 		{size(99960), "100 kB"}, {size(999499), "999 kB"}, {size(999500), "1.00 MB"}, {size(18446744073709551615), "18.4 EB"},
 		{limitSize(10e6), "10 MB"}, {limitSize(1 << 20), "1 MiB"}, {limitSize(1e3), "1 kB"}, {limitSize(1234), "1234 B"}, {limitSize(0), "0 B"},
-		{age(-time.Hour), "0s"}, {age(59 * time.Second), "59s"}, {age(61 * time.Minute), "1h"}, {age(47 * time.Hour), "47h"}, {age(49 * time.Hour), "2d"},
+		{shortAge(-time.Hour), "0s"}, {shortAge(59 * time.Second), "59s"}, {shortAge(61 * time.Minute), "1h"}, {shortAge(47 * time.Hour), "47h"}, {shortAge(49 * time.Hour), "2d"},
 		{span(-1), "0s"}, {span(1500 * time.Microsecond), "2ms"}, {span(5 * time.Minute), "5m"}, {span(90*time.Minute + time.Second/3), "1h30m"},
 		{percent(999.9, 1000), "99%"}, {percent(2000, 1000), "100%"}, {percent(1, 0), ""},
 		{ratio("2.90 MB", "10 MB"), "2.90/10 MB"}, {ratio("2.90 kB", "10 MB"), "2.90 kB/10 MB"},
@@ -344,8 +345,9 @@ func TestScreen(t *testing.T) {
 	env := map[string]string{}
 	a := newTestApp()
 	a.getenv = func(k string) string { return env[k] }
-	if s := a.screenOf(os.Stdin); s.terminal && testing.Short() {
-		t.Skip("a person runs this")
+	_, theirs := openTerminal(t, 72)
+	if s := a.screenOf(theirs); !s.terminal || s.width != 72 || !s.colour {
+		t.Errorf("a terminal: %+v", s)
 	}
 	if s := a.screenOf(&strings.Builder{}); s.terminal || s.width != 0 || s.colour {
 		t.Errorf("%+v", s)

@@ -71,8 +71,8 @@ func limitSize(n wire.Size) string {
 	return text[:i] + " " + unit
 }
 
-// age writes a span in its largest unit: 42s, 5m, 3h, 12d.
-func age(d time.Duration) string {
+// shortAge writes a span in its largest unit: 42s, 5m, 3h, 12d.
+func shortAge(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "0s"

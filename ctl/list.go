@@ -84,7 +84,7 @@ func (a *app) printList(captures []wire.Capture) error {
 			{text: ids[i]},
 			{text: orElse(c.Name, "-")},
 			{text: statusText(c), style: statusStyle(c.Status)},
-			{text: age(now.Sub(begun.Time))},
+			{text: shortAge(now.Sub(begun.Time))},
 			{text: a.moment(begun.Time)},
 			{text: count(c.Packets.Captured)},
 			lost,

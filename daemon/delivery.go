@@ -60,30 +60,30 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 	case "":
 		data, err := d.buildManifest(&c.record)
 		if err == nil {
-			err = d.spool.WriteFile(c.id, manifestName, data)
+			err = d.spool.WriteFile(c.id, wire.ManifestName, data)
 		}
 		var signature []byte
 		if err == nil {
 			signature, err = d.signer.sign(data)
 		}
 		if err == nil {
-			err = d.spool.WriteFile(c.id, signatureName, signature)
+			err = d.spool.WriteFile(c.id, wire.SignatureName, signature)
 		}
 		if err != nil {
 			c.log.Error("make the manifest", "err", err)
-			c.failLocked(manifestName, err.Error())
+			c.failLocked(wire.ManifestName, err.Error())
 			return
 		}
 		c.record.Manifest = manifestSpooled
-		d.enqueueLocked(c, manifestName, 0)
+		d.enqueueLocked(c, wire.ManifestName, 0)
 	case manifestSpooled:
-		d.enqueueLocked(c, manifestName, 0)
+		d.enqueueLocked(c, wire.ManifestName, 0)
 	case manifestSigning:
-		d.enqueueLocked(c, signatureName, 0)
+		d.enqueueLocked(c, wire.SignatureName, 0)
 	case manifestDelivered:
 		if err := d.spool.RemoveFolder(c.id); err != nil {
 			c.log.Error("remove what was delivered", "err", err)
-			c.failLocked(manifestName, err.Error())
+			c.failLocked(wire.ManifestName, err.Error())
 			return
 		}
 		c.finishLocked()
@@ -201,9 +201,9 @@ func noteDelivery(f *wire.File, u deliver.Update) {
 // noteClosingFile follows the manifest and its signature, which are in no file list.
 func (c *capture) noteClosingFile(name string, u deliver.Update) {
 	switch {
-	case u.State == deliver.StateDelivered && name == manifestName:
+	case u.State == deliver.StateDelivered && name == wire.ManifestName:
 		c.record.Manifest = manifestSigning
-	case u.State == deliver.StateDelivered && name == signatureName:
+	case u.State == deliver.StateDelivered && name == wire.SignatureName:
 		c.record.Manifest = manifestDelivered
 	case u.State == deliver.StateFailed:
 		c.failLocked(name, u.Err.Message)

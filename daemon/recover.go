@@ -47,7 +47,7 @@ func (c *capture) interrupted() {
 	}
 	for _, name := range names {
 		known := slices.ContainsFunc(rec.Files, func(f wire.File) bool { return f.Name == name })
-		if known || name == manifestName || name == signatureName {
+		if known || name == wire.ManifestName || name == wire.SignatureName {
 			continue
 		}
 		if ext := filepath.Ext(name); ext == ".zst" || ext == ".age" {

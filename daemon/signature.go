@@ -12,13 +12,9 @@ import (
 	"path/filepath"
 
 	"golang.org/x/crypto/ssh"
+
+	"capd/ctl/wire"
 )
-
-// signatureName is the manifest's signature, in the form of `ssh-keygen -Y sign`.
-const signatureName = manifestName + ".sig"
-
-// signatureNamespace is what `ssh-keygen -Y verify -n` is told.
-const signatureNamespace = "capd-manifest"
 
 // signer signs manifests with the box's own key.
 type signer struct{ key ssh.Signer }
@@ -71,7 +67,7 @@ func (s *signer) sign(data []byte) ([]byte, error) {
 	signed := ssh.Marshal(struct {
 		Namespace, Reserved, HashAlgorithm string
 		Hash                               []byte
-	}{signatureNamespace, "", "sha512", hash[:]})
+	}{wire.SignatureNamespace, "", "sha512", hash[:]})
 	signature, err := s.key.Sign(rand.Reader, append([]byte(magic), signed...))
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -81,6 +77,6 @@ func (s *signer) sign(data []byte) ([]byte, error) {
 		PublicKey                          []byte
 		Namespace, Reserved, HashAlgorithm string
 		Signature                          []byte
-	}{1, s.key.PublicKey().Marshal(), signatureNamespace, "", "sha512", ssh.Marshal(signature)})
+	}{1, s.key.PublicKey().Marshal(), wire.SignatureNamespace, "", "sha512", ssh.Marshal(signature)})
 	return pem.EncodeToMemory(&pem.Block{Type: "SSH SIGNATURE", Bytes: append([]byte(magic), blob...)}), nil
 }

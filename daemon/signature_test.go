@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"capd/ctl/wire"
 	"capd/testbed"
 )
 
@@ -41,7 +42,7 @@ func TestSignatureSatisfiesSSHKeygen(t *testing.T) {
 		}
 	}
 	verify := func(data []byte) error {
-		cmd := exec.Command("ssh-keygen", "-Y", "verify", "-f", allowed, "-I", "edge-1", "-n", signatureNamespace, "-s", sigFile)
+		cmd := exec.Command("ssh-keygen", "-Y", "verify", "-f", allowed, "-I", "edge-1", "-n", wire.SignatureNamespace, "-s", sigFile)
 		cmd.Stdin = bytes.NewReader(data)
 		out, err := cmd.CombinedOutput()
 		t.Logf("%s", out)

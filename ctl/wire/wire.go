@@ -238,6 +238,31 @@ func (t Time) MarshalJSON() ([]byte, error) {
 	return []byte(`"` + t.UTC().Format(TimeFormat) + `"`), nil
 }
 
+// Names of the files that land last beside a delivered capture: where both are, it is
+// whole. SignatureNamespace is what `ssh-keygen -Y verify -n` is told.
+const (
+	ManifestName       = "manifest.json"
+	SignatureName      = ManifestName + ".sig"
+	SignatureNamespace = "capd-manifest"
+)
+
+// Manifest is what manifest.json holds.
+type Manifest struct {
+	Capd    string     `json:"capd"`    // version
+	Kernel  string     `json:"kernel"`  // uname -sr
+	Clock   ClockState `json:"clock"`   // when the manifest was written
+	Ruleset string     `json:"ruleset"` // the rules that ran, as nft prints them
+	Capture Capture    `json:"capture"`
+}
+
+// ClockState is how far a box's clock can be trusted, from adjtimex(2).
+type ClockState struct {
+	Time         Time  `json:"time"`
+	Synchronized bool  `json:"synchronized"`
+	MaxErrorUS   int64 `json:"max_error_us"` // the kernel's own bound, microseconds
+	OffsetNS     int64 `json:"offset_ns"`    // what the kernel is still correcting
+}
+
 // CaptureList answers GET /v1/captures.
 type CaptureList struct {
 	Captures []Capture `json:"captures"`
