@@ -16,7 +16,6 @@ import (
 	"strings"
 	"time"
 
-
 	"capd/ctl/sshsig"
 	"capd/ctl/unseal"
 	"capd/ctl/wire"
