@@ -188,8 +188,8 @@ func TestFormats(t *testing.T) {
 		{clean("plain é 漢"), "plain é 漢"}, {clean("a\x1b[2J\n"), `a\x1b[2J\n`}, {clean("\xff\u202e\ufffd"), `\xff\u202e` + "\ufffd"}, {clean("\u009b"), `\u009b`},
 		{oneLine("a\r\n\tb\n\n c"), "a b c"},
 		{flowText(wire.Flow{}), "any with any"}, {flowText(wire.Flow{Source: "::1", SourcePort: 5}), "[::1]:5 with any"},
-		{nearest("destinaton", []string{"name", "destination"}), "destination"}, {nearest("ouput", hooks), "output"},
-		{nearest("zzzzzz", hooks), ""}, {nearest("prer", hooks), "prerouting"}, {nearest("", hooks), ""},
+		{closest("destinaton", []string{"name", "destination"}), "destination"}, {closest("ouput", hooks), "output"},
+		{closest("zzzzzz", hooks), ""}, {closest("prer", hooks), "prerouting"}, {closest("", hooks), ""},
 	} {
 		if test.got != test.want {
 			t.Errorf("%q, not %q", test.got, test.want)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"capd/ctl/wire"
+	"capd/nearest"
 )
 
 // flagValue is a flag whose value is read by a function.
@@ -127,18 +128,18 @@ func oneOf(s string, words []string) error {
 		}
 	}
 	message := fmt.Sprintf("%q is none of %s", s, strings.Join(words, ", "))
-	if near := nearest(s, words); near != "" {
+	if near := closest(s, words); near != "" {
 		message += fmt.Sprintf("; did you mean %s?", near)
 	}
 	return errors.New(message)
 }
 
-// nearest gives the candidate that a mistyped word most probably meant, or "": at most a
+// closest gives the candidate that a mistyped word most probably meant, or "": at most a
 // third of the word, rounded up, may have to be changed, or the word begins the candidate.
-func nearest(word string, candidates []string) string {
+func closest(word string, candidates []string) string {
 	best, bestCost := "", (len(word)+2)/3+1
 	for _, c := range candidates {
-		if cost := distance(strings.ToLower(word), strings.ToLower(c)); cost < bestCost {
+		if cost := nearest.Distance(strings.ToLower(word), strings.ToLower(c)); cost < bestCost {
 			best, bestCost = c, cost
 		}
 	}
@@ -150,30 +151,6 @@ func nearest(word string, candidates []string) string {
 		}
 	}
 	return best
-}
-
-// distance counts the letters to insert, delete, change or swap with their neighbour in
-// order to get from a to b (optimal string alignment).
-func distance(a, b string) int {
-	prev2, prev, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			change := prev[j-1]
-			if a[i-1] != b[j-1] {
-				change++
-			}
-			row[j] = min(change, prev[j]+1, row[j-1]+1)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], prev2[j-2]+1)
-			}
-		}
-		prev2, prev, row = prev, row, prev2
-	}
-	return prev[len(b)]
 }
 
 // tcpdumpFlags says what does here what tcpdump's flag does, for those who reach for it.
@@ -216,7 +193,7 @@ func flagError(cmd *cobra.Command, err error) error {
 			}
 		})
 		e := usagef("unknown flag: --%s", name)
-		if near := nearest(name, names); near != "" {
+		if near := closest(name, names); near != "" {
 			return e.withHint("did you mean --%s? (%s)", near, help)
 		}
 		return e.withHint("%s", help)
@@ -255,7 +232,7 @@ func (a *app) unknownCommand(cmd *cobra.Command, args []string) error {
 		}
 	}
 	if meant == "" {
-		meant = nearest(args[0], names)
+		meant = closest(args[0], names)
 	}
 	e := usagef("unknown command: %s %s", cmd.CommandPath(), args[0])
 	if meant != "" {

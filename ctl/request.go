@@ -247,7 +247,7 @@ func knownField(name, within string, known []string) error {
 		}
 	}
 	e := usagef("unknown field %q%s", name, within)
-	if near := nearest(name, known); near != "" {
+	if near := closest(name, known); near != "" {
 		return e.withHint("did you mean %q?", near)
 	}
 	return e.withHint("fields: %s", strings.Join(known, ", "))

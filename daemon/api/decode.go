@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"capd/ctl/wire"
+	"capd/nearest"
 )
 
 // decodeJSON reads a body into the struct that dst points to. It is stricter than
@@ -220,4 +221,10 @@ func join(path, name string) string {
 		return name
 	}
 	return path + "." + name
+}
+
+// unknownField is the 422 of a field that no request has; field is its dotted path and
+// name its last part.
+func unknownField(field, name string, valid []string) *wire.Error {
+	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeUnknownField, Message: "unknown field " + shown(field), Field: field, Hint: nearest.Hint(name, valid)}
 }

@@ -8,6 +8,7 @@ import (
 	"unicode"
 
 	"capd/ctl/wire"
+	"capd/nearest"
 )
 
 // Bounds of a request that hold on every box.
@@ -111,7 +112,7 @@ func validateWhere(r *wire.StartRequest) *wire.Error {
 	for i, hook := range r.Hooks {
 		field := fmt.Sprintf("hooks[%d]", i)
 		if !slices.Contains(hooks, hook) {
-			return invalid(field, fmt.Sprintf("%s: %s is not a hook", field, shown(hook)), suggest(hook, slices.Clone(hooks)))
+			return invalid(field, fmt.Sprintf("%s: %s is not a hook", field, shown(hook)), nearest.Hint(hook, hooks))
 		}
 		if slices.Contains(r.Hooks[:i], hook) {
 			return invalid(field, fmt.Sprintf("%s: %s stands there twice", field, shown(hook)), "leave one out")

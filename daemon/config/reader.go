@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"capd/nearest"
 )
 
 // The raw structs are the schema: a key that is no field here is refused, and a nil
@@ -160,7 +162,7 @@ func (r *reader) checkKey(t reflect.Type, key toml.Key, refused map[string]bool)
 				if i < len(key)-1 || r.md.Type(at...) == "Hash" || r.md.Type(at...) == "ArrayHash" {
 					what = "table"
 				}
-				refuse(at, "unknown "+what, suggest(name, slices.Collect(maps.Keys(known))))
+				refuse(at, "unknown "+what, nearest.Hint(name, slices.Collect(maps.Keys(known))))
 				return true
 			}
 			t = next
@@ -345,7 +347,7 @@ func (r *reader) groupDestinations(c *Config) {
 		if _, ok := c.Destinations[ref.destination]; !ok {
 			hint := "no destinations are defined"
 			if len(names) > 0 {
-				hint = suggest(ref.destination, names)
+				hint = nearest.Hint(ref.destination, names)
 			}
 			r.fail(ref.at, &mistake{fmt.Sprintf("no destination is called %q", ref.destination), hint})
 		}
