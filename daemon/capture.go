@@ -40,8 +40,9 @@ type capture struct {
 	queued   map[string]bool // files that the delivery queue has; under mu
 	queueing sync.WaitGroup  // goroutines that hand files over
 
-	saving sync.Mutex    // orders writes of the record
-	halted chan struct{} // closed when the capture no longer runs and its counts are final
+	saving  sync.Mutex    // orders writes of the record
+	removed bool          // there is no record any more; under saving
+	halted  chan struct{} // closed when the capture no longer runs and its counts are final
 }
 
 // running is what a capture holds only while it runs.
@@ -366,6 +367,9 @@ func (c *capture) snapshot() wire.Capture {
 func (c *capture) save() error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
+	if c.removed {
+		return nil
+	}
 	c.mu.Lock()
 	rec := c.record
 	rec.Capture.Files = slices.Clone(rec.Capture.Files)

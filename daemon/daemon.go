@@ -302,13 +302,22 @@ func (d *Daemon) Remove(ctx context.Context, ref string, force bool) error {
 	if err := d.forgetDelivery(ctx, c); err != nil {
 		return err
 	}
-	if err := d.spool.RemoveCapture(c.id); err != nil {
+	if err := c.erase(); err != nil {
 		return fmt.Errorf("remove capture: %w", err)
 	}
 	d.mu.Lock()
 	delete(d.captures, c.id)
 	d.mu.Unlock()
 	return nil
+}
+
+// erase deletes the capture's files and its record, which nobody writes again.
+func (c *capture) erase() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	err := c.d.spool.RemoveCapture(c.id)
+	c.removed = err == nil
+	return err
 }
 
 // OpenFile opens a finished file that is still here (api.Daemon). The caller closes it.

@@ -46,9 +46,6 @@ func CheckConfig(cfg *config.Config) error {
 	if cfg.Spool.Kind == config.SpoolMemory {
 		refuse("capd.toml", 0, "spool.kind", "keeping segments in memory is not built into this version")
 	}
-	if len(cfg.Access.Groups) > 0 {
-		refuse("capd.toml", 0, "access.group", "limits for single groups are not built into this version")
-	}
 	if cfg.Daemon.MetricsListen != "" || cfg.Daemon.MetricsFile != "" {
 		refuse("capd.toml", 0, "daemon.metrics_listen", "metrics are not built into this version")
 	}

@@ -194,10 +194,6 @@ func groupsPerClass(cfg *config.Config) int {
 	return nft.DefaultGroups()
 }
 
-func accessOf(cfg *config.Config) api.Access {
-	return api.Access{ControlGroup: cfg.Access.ControlGroup, ViewGroup: cfg.Access.ViewGroup}
-}
-
 // reload takes over a new configuration, or keeps the old one and says why.
 func (d *Daemon) reload(o Options, handler *api.Handler) {
 	cfg, err := o.Load()

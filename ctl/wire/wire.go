@@ -154,6 +154,17 @@ type Capture struct {
 	Files       []File    `json:"files"`
 	Warnings    []Warning `json:"warnings"`
 	Error       *Problem  `json:"error,omitempty"`
+	Actions     []Action  `json:"actions,omitempty"` // not in lists
+}
+
+// Action is something that somebody did to a capture or with its packets. The journal
+// has them all; a capture's record keeps its start and the latest.
+type Action struct {
+	Time   Time      `json:"time"`
+	Action string    `json:"action"` // start, stop, retry, download, ...
+	By     Requester `json:"by"`
+	File   string    `json:"file,omitempty"` // that was read
+	Result string    `json:"result"`         // ok; cut: the reader went away before the end
 }
 
 // Requester is who asked for a capture, from the socket's peer credentials.

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"mime"
@@ -18,15 +17,15 @@ func (h *Handler) captureRoutes() []route {
 	at := func(path string) []string { return strings.Split(strings.TrimPrefix(path, "/"), "/") }
 	capture := wire.PathCaptures + "/{capture}"
 	return []route{
-		{method: http.MethodPost, pattern: at(wire.PathCaptures), needs: rightControl, does: "start captures", audit: "start", serve: h.start},
+		{method: http.MethodPost, pattern: at(wire.PathCaptures), needs: rightStart, does: "start captures", audit: "start", serve: h.start},
 		{method: http.MethodGet, pattern: at(wire.PathCaptures), needs: rightView, does: "list captures", serve: h.list},
 		{method: http.MethodGet, pattern: at(capture), needs: rightView, does: "see captures", serve: h.get},
-		{method: http.MethodDelete, pattern: at(capture), needs: rightControl, does: "remove captures", audit: "remove", serve: h.remove},
-		{method: http.MethodPost, pattern: at(capture + "/stop"), needs: rightControl, does: "stop captures", audit: "stop", serve: h.stop},
-		{method: http.MethodPost, pattern: at(capture + "/retry"), needs: rightControl, does: "deliver captures", audit: "retry", serve: h.retry},
-		{method: http.MethodGet, pattern: at(capture + "/files/{file}"), needs: rightControl, does: "read packets", audit: "download", serve: h.file},
+		{method: http.MethodDelete, pattern: at(capture), needs: rightOwn, does: "remove captures", audit: "remove", serve: h.remove},
+		{method: http.MethodPost, pattern: at(capture + "/stop"), needs: rightOwn, does: "stop captures", audit: "stop", serve: h.stop},
+		{method: http.MethodPost, pattern: at(capture + "/retry"), needs: rightOwn, does: "deliver captures", audit: "retry", serve: h.retry},
+		{method: http.MethodGet, pattern: at(capture + "/files/{file}"), needs: rightOwn, does: "read packets", audit: "download", serve: h.file},
 		{method: http.MethodGet, pattern: at(wire.PathDestinations), needs: rightView, does: "list destinations", serve: h.destinations},
-		{method: http.MethodPost, pattern: at(wire.PathDestinations + "/{name}/check"), needs: rightControl, does: "check destinations", audit: "check", serve: h.check},
+		{method: http.MethodPost, pattern: at(wire.PathDestinations + "/{name}/check"), needs: rightStart, does: "check destinations", audit: "check", serve: h.check},
 		{method: http.MethodPost, pattern: at(wire.PathExplain), needs: rightView, does: "explain captures", serve: h.explain},
 		{method: http.MethodGet, pattern: at(wire.PathStatus), needs: rightView, does: "see the status", serve: h.status},
 	}
@@ -48,24 +47,21 @@ func (h *Handler) start(c *call) error {
 
 // begin checks a request and starts its capture.
 func (h *Handler) begin(c *call, req wire.StartRequest) (wire.Capture, error) {
-	c.note("name", req.Name)
-	c.note("filter", req.Filter)
-	if req.FilterV1 != nil {
-		text, _ := json.Marshal(req.FilterV1) // of strings and numbers: cannot fail
-		c.note("filter_v1", string(text))
-	}
-	c.note("destination", req.Destination)
+	c.account.asks(&req)
 	if err := c.query(nil); err != nil {
 		return wire.Capture{}, err
 	}
 	if e := ValidateRequest(&req); e != nil {
 		return wire.Capture{}, e
 	}
+	if e := c.grant.fit(&req); e != nil {
+		return wire.Capture{}, e
+	}
 	capture, err := h.daemon.Start(c.r.Context(), req, c.peer.Requester())
 	if err != nil {
 		return wire.Capture{}, err
 	}
-	c.note("capture", capture.ID)
+	c.account.is(&capture)
 	return capture, nil
 }
 
@@ -76,6 +72,7 @@ func (h *Handler) list(c *call) error {
 	}
 	list := wire.CaptureList{Captures: []wire.Capture{}}
 	for _, capture := range h.daemon.List(all) {
+		capture.Actions = nil // of one capture at a time
 		list.Captures = append(list.Captures, whole(capture))
 	}
 	answer(c, http.StatusOK, list)
@@ -93,34 +90,33 @@ func whole(c wire.Capture) wire.Capture {
 	return c
 }
 
-// capture gives the reference of the capture that a path names.
-func (c *call) capture() (string, error) {
-	ref := c.vars[0]
-	c.note("capture", ref)
+// find gives the capture that a path names, and takes it down for the audit line.
+func (h *Handler) find(c *call, ref string) (wire.Capture, error) {
+	c.account.capture = ref
 	if !validName(ref) {
-		return "", &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture, Message: fmt.Sprintf("no capture is called %s", shown(ref)), Hint: "capctl list --all shows them"}
+		return wire.Capture{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture, Message: fmt.Sprintf("no capture is called %s", shown(ref)), Hint: "capctl list --all shows them"}
 	}
-	return ref, nil
+	capture, err := h.daemon.Get(ref)
+	if err == nil {
+		c.account.is(&capture)
+	}
+	return capture, err
 }
 
-// plain reads the reference of a call without parameters and body.
-func (c *call) plain() (string, error) {
-	ref, err := c.capture()
-	if err == nil {
-		err = c.query(nil)
-	}
+// plain refuses parameters and a body where a call takes none.
+func (c *call) plain() error {
+	err := c.query(nil)
 	if err == nil && c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
 		err = c.readBody(&struct{}{})
 	}
-	return ref, err
+	return err
 }
 
 func (h *Handler) get(c *call) error {
-	ref, err := c.plain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	capture, err := h.daemon.Get(ref)
+	capture, err := h.find(c, c.vars[0])
 	if err != nil {
 		return err
 	}
@@ -129,11 +125,10 @@ func (h *Handler) get(c *call) error {
 }
 
 func (h *Handler) stop(c *call) error {
-	ref, err := c.plain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	capture, err := h.daemon.Stop(c.r.Context(), ref)
+	capture, err := h.daemon.Stop(c.r.Context(), c.vars[0])
 	if err != nil {
 		return err
 	}
@@ -142,11 +137,10 @@ func (h *Handler) stop(c *call) error {
 }
 
 func (h *Handler) retry(c *call) error {
-	ref, err := c.plain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	capture, err := h.daemon.Retry(c.r.Context(), ref)
+	capture, err := h.daemon.Retry(c.r.Context(), c.vars[0])
 	if err != nil {
 		return err
 	}
@@ -155,21 +149,18 @@ func (h *Handler) retry(c *call) error {
 }
 
 func (h *Handler) remove(c *call) error {
-	ref, err := c.capture()
-	if err != nil {
-		return err
-	}
 	var force bool
 	if err := c.query(map[string]*bool{"force": &force}); err != nil {
 		return err
 	}
-	if force {
-		c.note("force", "true")
+	c.account.force = force
+	if force && !c.grant.all {
+		return forbidden("force", fmt.Sprintf("%s may not remove what is not delivered", c.peer), "leave force out, or have somebody of the control group do it")
 	}
 	if err := c.readBody(&struct{}{}); err != nil {
 		return err
 	}
-	if err := h.daemon.Remove(c.r.Context(), ref, force); err != nil {
+	if err := h.daemon.Remove(c.r.Context(), c.vars[0], force); err != nil {
 		return err
 	}
 	c.w.WriteHeader(http.StatusNoContent)
@@ -177,16 +168,15 @@ func (h *Handler) remove(c *call) error {
 }
 
 func (h *Handler) file(c *call) error {
-	ref, err := c.plain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
 	name := c.vars[1]
-	c.note("file", name)
+	c.account.file = name
 	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
 		return noSuchFile(name)
 	}
-	f, file, err := h.daemon.OpenFile(ref, name)
+	f, file, err := h.daemon.OpenFile(c.vars[0], name)
 	if err != nil {
 		return err
 	}
@@ -258,7 +248,10 @@ func (h *Handler) destinations(c *call) error {
 
 func (h *Handler) check(c *call) error {
 	name := c.vars[0]
-	c.note("destination", name)
+	c.account.destination = name
+	if e := c.grant.reaches(name); e != nil {
+		return e
+	}
 	if err := c.query(nil); err != nil {
 		return err
 	}

@@ -31,6 +31,9 @@ type Daemon interface {
 	// OpenFile opens one file of a capture that is still here, at its start. The caller
 	// closes it.
 	OpenFile(ref, name string) (*os.File, wire.File, error)
+	// Record notes in a capture's record what was done to it. A capture that is gone is
+	// no error.
+	Record(id string, a wire.Action)
 	// Destinations gives the profiles, sorted by name.
 	Destinations() []wire.Destination
 	// CheckDestination goes through every step of a delivery with a probe. A step that

@@ -24,6 +24,7 @@ import (
 type fakeDaemon struct {
 	mu       sync.Mutex
 	asked    []string
+	actions  []string // id, action, file, result
 	request  wire.StartRequest
 	by       wire.Requester
 	captures []wire.Capture
@@ -88,6 +89,21 @@ func (d *fakeDaemon) OpenFile(ref, name string) (*os.File, wire.File, error) {
 	}
 	return f, wire.File{Name: name}, nil
 }
+func (d *fakeDaemon) Record(id string, a wire.Action) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.actions = append(d.actions, id+" "+a.Action+" "+a.File+" "+a.Result)
+}
+
+// recorded gives what was recorded since it was last asked.
+func (d *fakeDaemon) recorded() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := strings.Join(d.actions, ",")
+	d.actions = nil
+	return out
+}
+
 func (d *fakeDaemon) Destinations() []wire.Destination {
 	return []wire.Destination{
 		{Name: "soc", Type: "sftp", URL: "sftp://capd@files.example.net:22/{date}/{file}"},

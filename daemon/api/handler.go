@@ -52,23 +52,12 @@ type route struct {
 
 // call is one request on its way.
 type call struct {
-	w     http.ResponseWriter
-	r     *http.Request
-	peer  Peer
-	vars  []string    // what the pattern's braces matched
-	notes []slog.Attr // for the audit line
-}
-
-// note adds what the call is about to its audit line.
-func (c *call) note(key, value string) {
-	const longest = 1024
-	if value == "" {
-		return
-	}
-	if len(value) > longest {
-		value = strings.ToValidUTF8(value[:longest], "") + " ..."
-	}
-	c.notes = append(c.notes, slog.String(key, value))
+	w       http.ResponseWriter
+	r       *http.Request
+	peer    Peer
+	grant   grant
+	vars    []string // what the pattern's braces matched
+	account account  // for the audit line
 }
 
 // bodyTimeout is how long a client may take to send a body, and answerTimeout to take
@@ -85,7 +74,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	model := strings.HasPrefix(r.URL.Path, wire.PathModelAPI)
 
 	c := &call{w: w, r: r}
-	route, err := h.find(c)
+	route, err := h.route(c)
 	if err == nil {
 		err = h.admit(c, route)
 	}
@@ -93,15 +82,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = h.run(c, route)
 	}
 	if errors.Is(err, errCut) {
-		h.auditLine(c, route, "cut")
+		h.audit(c, route, resultCut, "")
 		panic(http.ErrAbortHandler) // net/http cuts the connection, so that nobody takes the file for whole
 	}
-	failure, result := h.failure(c, err), "ok"
+	failure, result, reason := h.failure(c, err), resultOK, ""
 	if failure != nil {
-		result = failure.Code
+		result, reason = failure.Code, failure.Message
 	}
 	if route != nil && route.audit != "" {
-		h.auditLine(c, route, result)
+		h.audit(c, route, result, reason)
 	}
 	if failure == nil {
 		return
@@ -113,8 +102,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(c, failure.Status, wire.ErrorBody{Error: *failure})
 }
 
-// find gives the route of a request, and what its pattern matched.
-func (h *Handler) find(c *call) (*route, error) {
+// route gives the route of a request, and what its pattern matched.
+func (h *Handler) route(c *call) (*route, error) {
 	segments := strings.Split(strings.TrimPrefix(c.r.URL.EscapedPath(), "/"), "/")
 	for i, s := range segments {
 		plain, err := url.PathUnescape(s)
@@ -168,31 +157,68 @@ func (rt *route) match(segments []string) (vars []string, ok bool) {
 	return vars, true
 }
 
+// variables gives the segments of the pattern that match any.
+func (rt *route) variables() []string {
+	return slices.DeleteFunc(slices.Clone(rt.pattern), func(s string) bool { return !strings.HasPrefix(s, "{") })
+}
+
 // admit judges the caller.
 func (h *Handler) admit(c *call, rt *route) error {
-	if err := refuseBrowser(c.r.Header); err != nil {
+	if err := refuseBrowser(c.r); err != nil {
 		return err
 	}
 	peer, err := PeerFrom(c.r.Context())
 	if err != nil {
 		h.logger.Warn("a call without peer credentials was refused", "err", err)
-		return &wire.Error{Status: http.StatusForbidden, Code: wire.CodeForbidden, Message: "who calls cannot be told: " + err.Error()}
+		return forbidden("", "who calls cannot be told: "+err.Error(), "")
 	}
 	c.peer = peer
-	if e := h.gate.judge(peer, rt.needs, rt.does); e != nil {
+	n := slices.Index(rt.variables(), "{capture}")
+	if n >= 0 {
+		c.account.capture = c.vars[n] // for the audit line of a refusal, too
+	}
+	granted, e := h.gate.judge(peer, rt.needs, rt.does)
+	if e != nil {
 		return e
+	}
+	c.grant = granted
+	if rt.needs == rightOwn {
+		return h.own(c, rt, n)
 	}
 	return nil
 }
 
-// refuseBrowser keeps out pages in a browser that found a way to the socket: a browser
-// says so itself, and no other client sends these.
-func refuseBrowser(header http.Header) error {
-	for name := range header {
-		if name == "Origin" || strings.HasPrefix(name, "Sec-Fetch-") {
-			return &wire.Error{Status: http.StatusForbidden, Code: wire.CodeForbidden,
-				Message: "calls from a browser are refused (" + name + " is set)", Hint: "use capctl, or curl --unix-socket"}
+// own finds the capture that the path of a call names, as its nth variable, judges whether the caller may
+// have it, and puts its id in the name's place, so that what is judged is what is used.
+func (h *Handler) own(c *call, rt *route, n int) error {
+	capture, err := h.find(c, c.vars[n])
+	if err != nil {
+		return err
+	}
+	if !c.grant.owns(c.peer, capture) {
+		e := forbidden("", fmt.Sprintf("%s may not %s of others", c.peer, rt.does), "")
+		if capture.RequestedBy.User != "" {
+			e.Hint = "this one was started by " + capture.RequestedBy.User
 		}
+		return e
+	}
+	c.vars[n] = capture.ID
+	return nil
+}
+
+// refuseBrowser keeps out pages in a browser that found a way to the socket, through a
+// proxy that somebody has put before it. A browser says so itself (Origin, Sec-Fetch-*),
+// and names the host that it believes to be speaking to: an address, or a name with dots
+// or a port. Who dials a Unix socket has no such host and writes a word: capd, unix,
+// localhost.
+func refuseBrowser(r *http.Request) error {
+	for name := range r.Header {
+		if name == "Origin" || strings.HasPrefix(name, "Sec-Fetch-") {
+			return forbidden("", "calls from a browser are refused ("+name+" is set)", "use capctl, or curl --unix-socket")
+		}
+	}
+	if strings.ContainsAny(r.Host, ".:[]") {
+		return forbidden("", fmt.Sprintf("calls to the host %s are refused: it is one that a browser would name", shown(r.Host)), "call http://capd/... at the socket")
 	}
 	return nil
 }
@@ -234,16 +260,6 @@ func (h *Handler) failure(c *call, err error) *wire.Error {
 		h.logger.Error("a call failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)
 	}
 	return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: "capd failed at this", Hint: "journalctl -u capd says why"}
-}
-
-// auditLine writes down who did what.
-func (h *Handler) auditLine(c *call, rt *route, result string) {
-	attrs := []slog.Attr{slog.String("action", rt.audit)}
-	attrs = append(attrs, slog.String("result", result), slog.Uint64("uid", uint64(c.peer.UID)), slog.String("user", c.peer.User), slog.Int("pid", int(c.peer.PID)))
-	if c.peer.LoginUID != nil {
-		attrs = append(attrs, slog.Uint64("login_uid", uint64(*c.peer.LoginUID)))
-	}
-	h.logger.LogAttrs(c.r.Context(), slog.LevelInfo, "audit", append(attrs, c.notes...)...)
 }
 
 // readBody reads a JSON body into dst, strictly; an empty one is {}.

@@ -24,11 +24,11 @@ func (h *Handler) modelRoutes() []route {
 	pcaps := []string{"client", "v4", "accounts", "{account}", "pcaps"}
 	at := func(more ...string) []string { return append(pcaps[:len(pcaps):len(pcaps)], more...) }
 	return []route{
-		{method: http.MethodPost, pattern: at(), needs: rightControl, does: "start captures", audit: "start", serve: h.modelStart},
+		{method: http.MethodPost, pattern: at(), needs: rightStart, does: "start captures", audit: "start", serve: h.modelStart},
 		{method: http.MethodGet, pattern: at(), needs: rightView, does: "list captures", serve: h.modelList},
 		{method: http.MethodGet, pattern: at("{capture}"), needs: rightView, does: "see captures", serve: h.modelGet},
-		{method: http.MethodPut, pattern: at("{capture}", "stop"), needs: rightControl, does: "stop captures", audit: "stop", serve: h.modelStop},
-		{method: http.MethodGet, pattern: at("{capture}", "download"), needs: rightControl, does: "read packets", audit: "download", serve: h.modelDownload},
+		{method: http.MethodPut, pattern: at("{capture}", "stop"), needs: rightOwn, does: "stop captures", audit: "stop", serve: h.modelStop},
+		{method: http.MethodGet, pattern: at("{capture}", "download"), needs: rightOwn, does: "read packets", audit: "download", serve: h.modelDownload},
 	}
 }
 
@@ -126,18 +126,11 @@ func (h *Handler) modelList(c *call) error {
 	return nil
 }
 
-// modelPlain reads the reference of a call without parameters and body.
-func (c *call) modelPlain() (string, error) {
-	c.vars = c.vars[1:] // the account
-	return c.plain()
-}
-
 func (h *Handler) modelGet(c *call) error {
-	ref, err := c.modelPlain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	capture, err := h.daemon.Get(ref)
+	capture, err := h.find(c, c.vars[1])
 	if err != nil {
 		return err
 	}
@@ -146,11 +139,10 @@ func (h *Handler) modelGet(c *call) error {
 }
 
 func (h *Handler) modelStop(c *call) error {
-	ref, err := c.modelPlain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	if _, err := h.daemon.Stop(c.r.Context(), ref); err != nil {
+	if _, err := h.daemon.Stop(c.r.Context(), c.vars[1]); err != nil {
 		return err
 	}
 	c.w.WriteHeader(http.StatusNoContent)
@@ -163,11 +155,10 @@ const pcapHeader = 24
 // modelDownload sends a capture as one classic pcap file: the first file as it is, the
 // others without their headers, which are the same.
 func (h *Handler) modelDownload(c *call) error {
-	ref, err := c.modelPlain()
-	if err != nil {
+	if err := c.plain(); err != nil {
 		return err
 	}
-	capture, err := h.daemon.Get(ref)
+	capture, err := h.daemon.Get(c.vars[1])
 	if err != nil {
 		return err
 	}
@@ -189,7 +180,7 @@ func (h *Handler) modelDownload(c *call) error {
 		if !strings.HasSuffix(file.Name, ".pcap") {
 			continue // a manifest, or sealed or compressed: not what this call can give
 		}
-		f, _, err := h.daemon.OpenFile(ref, file.Name)
+		f, _, err := h.daemon.OpenFile(capture.ID, file.Name)
 		if err != nil {
 			return err
 		}

@@ -23,12 +23,12 @@ func modelFake(t *testing.T) *fakeDaemon {
 	simple := full
 	simple.ID, simple.Name, simple.Type, simple.Destination = strings.Repeat("1", 32), "simple", wire.TypeSimple, ""
 	failed := full
-	failed.Name, failed.Status, failed.StopReason, failed.Error, failed.FilterV1 = "failed", wire.StatusFailed, wire.StopError, &wire.Problem{Message: "no space"}, nil
+	failed.ID, failed.Name, failed.Status, failed.StopReason, failed.Error, failed.FilterV1 = strings.Repeat("2", 32), "failed", wire.StatusFailed, wire.StopError, &wire.Problem{Message: "no space"}, nil
 	failed.Files = nil
 	running := full
-	running.Name, running.Status = "running", wire.StatusRunning
+	running.ID, running.Name, running.Status = strings.Repeat("3", 32), "running", wire.StatusRunning
 	other := full
-	other.Name, other.Format, other.Destination = "other", wire.FormatPcapng, "soc"
+	other.ID, other.Name, other.Format, other.Destination = strings.Repeat("4", 32), "other", wire.FormatPcapng, "soc"
 	d := &fakeDaemon{dir: t.TempDir(), captures: []wire.Capture{full, simple, failed, running, other}}
 	header := strings.Repeat("H", pcapHeader)
 	for name, text := range map[string]string{"0001.pcap": header + "one", "0002.pcap": header + "two", "0003.pcap": header} {
@@ -58,7 +58,7 @@ func TestModelAnswers(t *testing.T) {
 	}{
 		{"GET", pcaps + "/full", "", 200, ok(`{"id":"` + testID + `","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full",` + fullTail + `,"stop_requested":"2026-11-23T10:00:00.000000005Z"}`)},
 		{"GET", pcaps + "/simple", "", 200, ok(`{"id":"11111111111111111111111111111111","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"simple"}`)},
-		{"GET", pcaps + "/failed", "", 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"failed","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full","byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"no space","packets_captured":7}`)},
+		{"GET", pcaps + "/failed", "", 200, ok(`{"id":"22222222222222222222222222222222","filter_v1":{},"status":"failed","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full","byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"no space","packets_captured":7}`)},
 		{"GET", pcaps + "/nope", "", 404, refused(1404, `no capture is called \"nope\"`)},
 		{"PUT", pcaps + "/full/stop", "", 204, ""},
 		{"PUT", pcaps + "/nope/stop", "", 404, refused(1404, `no capture is called \"nope\"`)},
@@ -67,7 +67,7 @@ func TestModelAnswers(t *testing.T) {
 		{"GET", pcaps + "/full/download", "", 200, strings.Repeat("H", pcapHeader) + "onetwo"},
 		{"GET", pcaps + "/other/download", "", 404, refused(1404, `the capture is in the format pcapng, not pcap (capctl download fetches it)`)},
 		{"GET", pcaps + "/running/download", "", 409, refused(1409, `the capture is still running (stop it, or wait for its end)`)},
-		{"GET", pcaps + "/failed/download", "", 404, refused(1404, `the capture has no file \"`+testID+`.pcap\" here (capctl show names the files and says where they went)`)},
+		{"GET", pcaps + "/failed/download", "", 404, refused(1404, `the capture has no file \"22222222222222222222222222222222.pcap\" here (capctl show names the files and says where they went)`)},
 		{"POST", pcaps, `{"name": "x"}`, 422, refused(1422, `unknown field \"name\" (valid here: byte_limit, colo_name, destination_conf, filter_v1, offset_time, packet_limit, system, time_limit, type)`)},
 		{"POST", pcaps, `{"type": "half"}`, 422, refused(1422, `type: \"half\" is unknown (write full, simple)`)},
 		{"POST", pcaps, `{"type": "simple", "offset_time": "2020-01-01T00:00:00Z"}`, 422, refused(1422, `offset_time: capd keeps nothing of the time before a request (\"2020-01-01T00:00:00Z\") (leave it out; a ring capture started beforehand keeps the past)`)},

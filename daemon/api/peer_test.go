@@ -173,19 +173,19 @@ func TestRights(t *testing.T) {
 		method, path string
 		want         string
 	}{
-		{Access{"adm", "users"}, "POST", "/v1/captures", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not start captures: that takes root or the group adm","hint":"as root: usermod -aG adm nobody; then log in again"}}`},
-		{Access{"adm", "users"}, "GET", "/v1/captures", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not list captures: that takes root or the group adm or users","hint":"as root: usermod -aG users nobody; then log in again"}}`},
-		{Access{"", "users"}, "GET", "/v1/status", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not see the status: that takes root or the group users","hint":"as root: usermod -aG users nobody; then log in again"}}`},
-		{Access{"", ""}, "GET", "/v1/captures/voip/files/0001.pcapng", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not read packets: that takes root","hint":"run it as root, with sudo"}}`},
-		{Access{"adm", ""}, "PUT", "/client/v4/accounts/a/pcaps/voip/stop", `{"success":false,"errors":[{"code":1403,"message":"user nobody (uid 65534) may not stop captures: that takes root or the group adm (as root: usermod -aG adm nobody; then log in again)"}],"messages":[],"result":null}`},
+		{Access{ControlGroup: "adm", ViewGroup: "users"}, "POST", "/v1/captures", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not start captures: that takes root or the group adm","hint":"as root: usermod -aG adm nobody; then log in again"}}`},
+		{Access{ControlGroup: "adm", ViewGroup: "users"}, "GET", "/v1/captures", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not list captures: that takes root or the group adm or users","hint":"as root: usermod -aG users nobody; then log in again"}}`},
+		{Access{ControlGroup: "", ViewGroup: "users"}, "GET", "/v1/status", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not see the status: that takes root or the group users","hint":"as root: usermod -aG users nobody; then log in again"}}`},
+		{Access{ControlGroup: "", ViewGroup: ""}, "GET", "/v1/captures/voip/files/0001.pcapng", `{"error":{"code":"forbidden","message":"user nobody (uid 65534) may not read packets: that takes root","hint":"run it as root, with sudo"}}`},
+		{Access{ControlGroup: "adm", ViewGroup: ""}, "PUT", "/client/v4/accounts/a/pcaps/voip/stop", `{"success":false,"errors":[{"code":1403,"message":"user nobody (uid 65534) may not stop captures: that takes root or the group adm (as root: usermod -aG adm nobody; then log in again)"}],"messages":[],"result":null}`},
 	} {
 		s.handler.SetAccess(c.access)
 		if status, body := s.doAs(program, stranger, c.method, c.path); status != 403 || body != c.want {
 			t.Errorf("%s %s: %d %s\nwant %s", c.method, c.path, status, body, c.want)
 		}
 	}
-	if lines := s.journal.lines("action=start result=forbidden uid=65534 user=nobody"); len(lines) == 0 {
-		t.Errorf("a refused start is not in the journal: %q", s.journal.lines("audit"))
+	if lines := s.journal.lines("action=stop result=forbidden reason=\"user nobody (uid 65534) may not stop captures: that takes root or the group adm\" uid=65534 user=nobody"); len(lines) == 0 || !strings.Contains(lines[0], "capture=voip") {
+		t.Errorf("a refused stop is not in the journal: %q", s.journal.lines("audit"))
 	}
 
 	s.handler.SetAccess(Access{ControlGroup: "no-such-group", ViewGroup: "users"})

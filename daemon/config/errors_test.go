@@ -48,6 +48,7 @@ func TestMistakes(t *testing.T) {
 		{"[access]\ncontrol_group = 'a b'", `capd.toml:2: access.control_group: "a b" is not a group's name (a name of /etc/group, or "" for nobody)`},
 		{"[access.group.noc]\ninterfaces = 'eth0'", `capd.toml:2: access.group.noc.interfaces: "eth0" is not a list (write ["one", "two"])`},
 		{"[access.group.noc]\ninterfaces = ['eth0', 5]", `capd.toml:2: access.group.noc.interfaces: 5 is not a string (write ["one", "two"])`},
+		{"[access.group.noc]\nmax_snaplen = 20", `capd.toml:2: access.group.noc.max_snaplen: 20 is less than any capture keeps of a packet (write 34 or more, or 0 for no bound)`},
 		{"[access.group.noc]\ninterfaces = ['eth*0']", `capd.toml:2: access.group.noc.interfaces: "eth*0" is not an interface (1 to 15 characters without space, slash or colon; * at the end for a prefix)`},
 		{"[access.group.noc]\nrequire_labels = ['a', 'a']", `capd.toml:2: access.group.noc.require_labels: "a" stands here twice (leave one out)`},
 		{"[destination.'a b']\ntype = 'sftp'", `capd.toml:1: destination."a b": "a b" is not a name (1 to 64 of a-z, A-Z, 0-9, dot, dash and underscore, beginning with a letter or digit)`},

@@ -279,6 +279,10 @@ func (r *reader) config(c *Config) {
 	}
 }
 
+// leastSnaplen is the shortest snaplen that a request may name: an Ethernet and an IPv4
+// header.
+const leastSnaplen = 34
+
 func (r *reader) access(c *Config, raw rawAccess) {
 	r.get(raw.ControlGroup, group(&c.Access.ControlGroup))
 	r.get(raw.ViewGroup, group(&c.Access.ViewGroup))
@@ -297,6 +301,9 @@ func (r *reader) access(c *Config, raw rawAccess) {
 		}))
 		r.get(g.Interfaces, list(&limits.Interfaces, interfacePattern))
 		r.get(g.MaxSnaplen, integer(&limits.MaxSnaplen, 0, 262144))
+		if n := limits.MaxSnaplen; n != 0 && n < leastSnaplen {
+			r.fail(g.MaxSnaplen, &mistake{fmt.Sprintf("%d is less than any capture keeps of a packet", n), fmt.Sprintf("write %d or more, or 0 for no bound", leastSnaplen)})
+		}
 		r.get(g.MaxTimeLimit, duration(&limits.MaxTimeLimit, 0))
 		r.get(g.RequireLabels, list(&limits.RequireLabels, labelKey))
 		r.get(g.RequireSealed, boolean(&limits.RequireSealed))
