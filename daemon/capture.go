@@ -87,8 +87,11 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	}
 	undo = append(undo, func() { d.shares.give(r.share) })
 
-	spec := p.rules(c.id, cfg)
-	if r.reader, err = ring.Open(p.ringConfig(c.id, cfg, r.share)); err != nil {
+	spec, _, err := p.rules(c.id, cfg).Staged()
+	if err != nil {
+		return nil, startProblem(err)
+	}
+	if r.reader, err = ring.Open(p.ringConfig(spec, cfg, r.share)); err != nil {
 		return nil, startProblem(err)
 	}
 	undo = append(undo, func() { _ = r.reader.Close() })
@@ -121,7 +124,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		return nil, startProblem(err)
 	}
 	r.engine = &engine{
-		source: r.reader, out: out, enc: enc,
+		source: r.reader, out: out, enc: enc, sel: p.selection(&d.links),
 		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
 		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
 		stop: r.stop, opened: c.segmentOpened, final: r.final, drained: make(chan struct{}),
@@ -226,7 +229,9 @@ func (c *capture) supervise(r *running) {
 
 // settle computes the final counts. Every group has a rule of its own with a counter:
 // what it counted and the reader neither received nor saw a gap for was lost at the
-// tail.
+// tail. Packets that the engine's own sample left out have passed the log rules: they are
+// taken out of matched and put to sampled_out, so that both sums of the contract hold as
+// they do where the kernel samples.
 func settle(kernel nft.Counters, known bool, r *running) (wire.Packets, *wire.Warning) {
 	stats := r.reader.Stats()
 	p := wire.Packets{Captured: r.engine.live.captured.Load(), Discarded: r.engine.live.discarded.Load()}
@@ -249,13 +254,19 @@ func settle(kernel nft.Counters, known bool, r *running) (wire.Packets, *wire.Wa
 	if !known {
 		return p, &wire.Warning{Code: "counters_unknown", Message: "the kernel's counters could not be read at the stop: matched is not known"}
 	}
-	p.Matched = &matched
-	p.SampledOut, p.Limited = ptr(kernel.SampledOut), ptr(kernel.Limited)
-	p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
+	fillSeen(&p, matched, kernel, r.engine.live.sampledOut.Load())
 	if reset {
 		return p, &wire.Warning{Code: "counters_reset", Message: "somebody reset the kernel's counters while the capture ran: matched is what arrived and what is known to be lost"}
 	}
 	return p, nil
+}
+
+// fillSeen sets what the kernel's counters tell. Of what the log rules have matched, the
+// engine's own sample has left out that many.
+func fillSeen(p *wire.Packets, matched uint64, kernel nft.Counters, leftOut uint64) {
+	leftOut = min(leftOut, matched) // counters can be set back
+	p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
+	p.Matched, p.SampledOut, p.Limited = ptr(matched-leftOut), ptr(kernel.SampledOut+leftOut), ptr(kernel.Limited)
 }
 
 // stopNow asks a running capture to end and waits until it has.
@@ -344,13 +355,9 @@ func (c *capture) snapshot() wire.Capture {
 	}
 	p.Lost = p.LostBy.Sequence + p.LostBy.Decode
 	p.Captured, p.Discarded = live.captured.Load(), live.discarded.Load()
+	leftOut := live.sampledOut.Load()
 	if kernel, err := c.d.table.Counters(c.id); err == nil {
-		var matched uint64
-		for _, n := range kernel.Matched {
-			matched += n
-		}
-		p.Matched, p.SampledOut, p.Limited = &matched, ptr(kernel.SampledOut), ptr(kernel.Limited)
-		p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
+		fillSeen(p, kernel.Total(), kernel, leftOut)
 	}
 	out.Bytes.Captured, out.Bytes.Written = live.bytes.Load(), live.written.Load()
 	for i, name := range open {

@@ -25,14 +25,16 @@ type source interface {
 
 var _ source = (*ring.Reader)(nil)
 
-// engine is the one loop that every packet of a capture goes through: ring slot →
-// limits → encoder → write block. It runs on a thread of its own, allocates nothing per
+// engine is the one loop that every packet of a capture goes through: ring slot → filter
+// and sample, as far as the kernel could not apply them → limits → encoder, which cuts →
+// write block. It runs on a thread of its own, allocates nothing per
 // packet, and never touches the rules: when a limit is reached it says so and goes on
 // reading, so that what still arrives is counted as discarded.
 type engine struct {
 	source source
 	out    *spool.Writer
 	enc    *encoder
+	sel    selection
 
 	packetLimit uint64 // 0 = none
 	byteLimit   int64
@@ -67,15 +69,20 @@ type stopping struct {
 
 // counts is the engine's own account, in packets and bytes.
 type counts struct {
-	captured  uint64
-	discarded uint64
-	bytes     uint64 // captured bytes of packets
+	captured   uint64
+	discarded  uint64
+	sampledOut uint64 // by the selection, not by the kernel
+	bytes      uint64 // captured bytes of packets
 }
+
+// packets is how many packets have come.
+func (c *counts) packets() uint64 { return c.captured + c.discarded + c.sampledOut }
 
 // liveCounts is counts for other goroutines, plus the file length.
 type liveCounts struct {
-	captured, discarded, bytes, written, filePackets atomic.Uint64
-	beats                                            atomic.Uint64 // rounds of the loop, at least one every beatEvery
+	captured, discarded, sampledOut, bytes, written, filePackets atomic.Uint64
+
+	beats atomic.Uint64 // rounds of the loop, at least one every beatEvery
 }
 
 // finalCounts is loss that is known only at the end.
@@ -130,15 +137,23 @@ func (e *engine) drain() {
 	e.source.Wake()
 }
 
-// packet takes one packet to its file, or counts it as discarded.
+// packet takes one packet to its file, or counts it as sampled out or discarded.
 func (e *engine) packet(p *ring.Packet) {
-	if e.ended || !e.keep(p) {
-		e.count.discarded++
+	fate := refused // what comes after a limit
+	if !e.ended {
+		fate = e.sel.judge(p)
+	}
+	if fate != wanted || !e.keep(p) {
+		if fate == sampledOut {
+			e.count.sampledOut++
+		} else {
+			e.count.discarded++
+		}
 		e.enc.unplaced += p.Dropped
 	}
-	if seen := e.count.captured + e.count.discarded; seen-e.published >= publishEvery {
+	if come := e.count.packets() - e.published; come >= publishEvery {
 		e.publish()
-	} else if seen-e.published == 1 {
+	} else if come == 1 {
 		e.schedule(time.Now())
 	}
 }
@@ -231,7 +246,7 @@ func (e *engine) schedule(now time.Time) {
 		}
 		at = earlier(at, e.tick)
 	}
-	if e.count.captured+e.count.discarded != e.published {
+	if e.count.packets() != e.published {
 		at = earlier(at, now.Add(publishWithin))
 	}
 	e.source.SetDeadline(at)
@@ -246,9 +261,10 @@ func earlier(a, b time.Time) time.Time {
 
 // publish brings the live counts up to date.
 func (e *engine) publish() {
-	e.published = e.count.captured + e.count.discarded
+	e.published = e.count.packets()
 	e.live.captured.Store(e.count.captured)
 	e.live.discarded.Store(e.count.discarded)
+	e.live.sampledOut.Store(e.count.sampledOut)
 	e.live.bytes.Store(e.count.bytes)
 	e.live.written.Store(uint64(e.closed + e.out.Size()))
 	e.live.filePackets.Store(e.out.Packets())

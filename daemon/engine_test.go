@@ -125,7 +125,7 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 	}
 	stop, final := make(chan stopping, 1), make(chan finalCounts, 1)
 	e := &engine{
-		source: s, out: out, enc: newEncoder("0123456789abcdef0123456789abcdef", p, d),
+		source: s, out: out, enc: newEncoder("0123456789abcdef0123456789abcdef", p, d), sel: p.selection(&d.links),
 		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
 		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
 		stop: stop, opened: func(name string) { names = append(names, name) }, final: final, drained: make(chan struct{}),
@@ -154,7 +154,7 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 		o.files, o.sizes = append(o.files, data), append(o.sizes, int64(len(data)))
 		o.bytes += int64(len(data))
 	}
-	if live := &e.live; live.captured.Load()+live.discarded.Load() != uint64(s.packets) || live.written.Load() != uint64(o.bytes) {
+	if live := &e.live; live.captured.Load()+live.discarded.Load()+live.sampledOut.Load() != uint64(s.packets) || live.written.Load() != uint64(o.bytes) {
 		t.Errorf("%d packets came; the engine tells of %d captured, %d discarded, %d bytes of %d in the files",
 			s.packets, live.captured.Load(), live.discarded.Load(), live.written.Load(), o.bytes)
 	}

@@ -46,7 +46,7 @@ type iface struct {
 func newEncoder(id string, p *plan, d *Daemon) *encoder {
 	r := &p.request
 	e := &encoder{
-		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, links: &d.links, filter: p.filter.String(),
+		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, links: &d.links, filter: fileFilter(p),
 		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, d.host)},
 		ifaces:  make([]iface, 0, 64),
 	}
@@ -73,6 +73,24 @@ func sectionComment(id string, r *wire.StartRequest, host string) string {
 		fmt.Fprintf(&b, ", sample: one in %d by %s", *r.Sample, r.SampleBy)
 	}
 	return b.String()
+}
+
+// maxFileFilter is how many bytes of a filter's text stand with each interface of each
+// file. The byte limit, which counts them too, can be as low as 4096; record and manifest
+// hold the whole.
+const maxFileFilter = 1000
+
+// fileFilter is the filter as files tell it: as it was written if it is text alone.
+func fileFilter(p *plan) string {
+	text := p.filter.String()
+	if p.request.FilterV1 == nil {
+		text = strings.Join(strings.Fields(p.request.Filter), " ")
+	}
+	if len(text) <= maxFileFilter {
+		return text
+	}
+	const more = " … (the manifest has the rest)"
+	return strings.ToValidUTF8(text[:maxFileFilter-len(more)], "") + more
 }
 
 // stateSnaplen is the snaplen that the file states.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"capd/ctl/wire"
 	"capd/daemon/config"
@@ -28,6 +29,9 @@ type plan struct {
 	filter  *filter.Filter
 	exclude []filter.Flow
 	once    bool // no hooks or interfaces asked for: each packet once
+	// What the rules decide of the filter only in part, they leave to these, along with
+	// sample and snaplen: nil where they decide alone.
+	inet, netdev *filter.Matcher
 }
 
 // newPlan fills in and checks a request whose form the api room has already checked.
@@ -152,7 +156,11 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 func (p *plan) compile(*config.Config) *wire.Error {
 	r := &p.request
 	if r.Filter != "" {
-		return unsupported("filter", "filter expressions are not built into this version", "use filter_v1")
+		f, err := filter.Parse(r.Filter)
+		if err != nil {
+			return filterError(err)
+		}
+		p.filter = f
 	}
 	if v := r.FilterV1; v != nil {
 		f, err := filter.FromV1(filter.V1{
@@ -165,6 +173,9 @@ func (p *plan) compile(*config.Config) *wire.Error {
 		}
 		p.filter = filter.And(p.filter, f)
 	}
+	if err := p.divide(); err != nil {
+		return filterError(err)
+	}
 	for _, x := range r.Exclude {
 		// The api room has seen to it that these are addresses, or empty.
 		source, _ := netip.ParseAddr(x.Source)
@@ -172,6 +183,41 @@ func (p *plan) compile(*config.Config) *wire.Error {
 		p.exclude = append(p.exclude, filter.Flow{Source: source, SourcePort: uint16(x.SourcePort), Destination: destination, DestinationPort: uint16(x.DestinationPort)})
 	}
 	return nil
+}
+
+// divide finds out what of the filter the kernel can decide at the hooks asked for, and
+// makes judges for the rest.
+func (p *plan) divide() error {
+	judge := func(asked bool, link filter.Link) (*filter.Matcher, error) {
+		if !asked {
+			return nil, nil
+		}
+		program, err := p.filter.Compile(link)
+		if err != nil || program.Exact {
+			return nil, err
+		}
+		return p.filter.Matcher(link)
+	}
+	hooks := p.request.Hooks
+	netdev := slices.Contains(hooks, wire.HookIngress) || slices.Contains(hooks, wire.HookEgress)
+	var err error
+	if p.inet, err = judge(!nft.Framed(hooks), filter.LinkRaw); err != nil {
+		return err
+	}
+	p.netdev, err = judge(netdev, filter.LinkEthernet)
+	return err
+}
+
+// kernelDecides tells whether the rules need no help: then they sample and cut too.
+func (p *plan) kernelDecides() bool { return p.inet == nil && p.netdev == nil }
+
+// selection is what is left to the engine.
+func (p *plan) selection(l *links) selection {
+	s := selection{inet: p.inet, netdev: p.netdev, links: l}
+	if !p.kernelDecides() {
+		s.sample = newSampler(*p.request.Sample, p.request.SampleBy == wire.SampleByFlow)
+	}
+	return s
 }
 
 func (p *plan) checkDestination(cfg *config.Config) *wire.Error {

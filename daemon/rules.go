@@ -17,8 +17,8 @@ import (
 // same group cannot slip packets into the file.
 func prefix(id string) string { return "capd:" + id[:8] }
 
-// rules is what the kernel is asked to do for a plan; the groups are filled in once they
-// are bound.
+// rules is what is asked for, sample and snaplen included, whoever applies them: what the
+// kernel is to do is Staged of it. The groups are filled in once they are bound.
 func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
 	r := &p.request
 	return nft.Spec{
@@ -42,8 +42,9 @@ func (p *plan) classes() (stamped, clocked bool) {
 	return stamped, clocked
 }
 
-func (p *plan) ringConfig(id string, cfg *config.Config, sh *share) ring.Config {
-	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: *p.request.Snaplen, Prefix: prefix(id)}
+// ringConfig is the ring that reads what the kernel's part of the rules logs.
+func (p *plan) ringConfig(kernel nft.Spec, cfg *config.Config, sh *share) ring.Config {
+	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: kernel.Snaplen, Prefix: kernel.Prefix}
 	stamped, clocked := p.classes()
 	if stamped {
 		rc.Stamped = groupsPerClass(cfg)

@@ -52,15 +52,7 @@ const (
 // address, or, where there is none, from the destination IP address. A VLAN tag that the
 // kernel had stripped is put back after the header, where libpcap drops it.
 func (p *Packet) Frame(link LinkType, scratch *[MaxHead]byte) (head, body []byte, original uint32, ok bool) {
-	body = p.Payload
-	if len(p.L2Header) > 0 && p.Family == FamilyNetdev && p.Hook == HookNetdevEgress {
-		// The payload repeats the link-layer header.
-		if len(body) <= len(p.L2Header) {
-			body = nil
-		} else {
-			body = body[len(p.L2Header):]
-		}
-	}
+	body = p.Network()
 	switch link {
 	case LinkSLL2:
 		head = p.sll2(body, scratch)
