@@ -143,7 +143,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	root.SetHelpCommand(help)
 	for _, cmd := range []*cobra.Command{
 		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(),
-		a.downloadCommand(), a.verifyCommand(), a.retryCommand(), a.removeCommand(),
+		a.downloadCommand(), a.verifyCommand(), a.mergeCommand(), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(),
 		a.versionCommand(), a.completionCommand(), help,
 	} {
