@@ -34,12 +34,30 @@ const (
 	AH
 	ESP
 	GRE
+	IGRP
+	DECnet
+	LAT
+	SCA
+	MOPRC
+	MOPDL
+	ATalk
+	AARP
+	ISO
+	STP
+	IPX
+	NetBEUI
+	PPPoED
+	CLNP
+	ESIS
+	ISIS
 )
 
 // protoWords are the protocols as they are written.
 var protoWords = map[string]Proto{
 	"link": LinkLayer, "ip": IP, "ip6": IP6, "arp": ARP, "rarp": RARP, "tcp": TCP, "udp": UDP, "sctp": SCTP,
-	"icmp": ICMP, "icmp6": ICMP6, "igmp": IGMP, "pim": PIM, "vrrp": VRRP, "carp": CARP, "ah": AH, "esp": ESP, "gre": GRE,
+	"icmp": ICMP, "icmp6": ICMP6, "igmp": IGMP, "pim": PIM, "vrrp": VRRP, "carp": CARP, "ah": AH, "esp": ESP, "gre": GRE, "igrp": IGRP,
+	"decnet": DECnet, "lat": LAT, "sca": SCA, "moprc": MOPRC, "mopdl": MOPDL, "atalk": ATalk, "aarp": AARP,
+	"iso": ISO, "stp": STP, "ipx": IPX, "netbeui": NetBEUI, "pppoed": PPPoED, "clnp": CLNP, "esis": ESIS, "isis": ISIS,
 }
 
 // String gives the protocol as it is written; the link layer is written ether.
@@ -74,10 +92,10 @@ type Is struct {
 	Column int // here and below: where it stands in the text, from 1
 }
 
-// Carries wants packets whose IP or Ethernet header gives a protocol's number: "ip proto
-// 6", "ether proto 0x88cc".
+// Carries wants packets whose IP, Ethernet, ISO or IS-IS header gives a protocol's number:
+// "ip proto 6", "ether proto 0x88cc".
 type Carries struct {
-	Proto  Proto // Any, LinkLayer, IP or IP6
+	Proto  Proto // Any, LinkLayer, IP, IP6, ISO or ISIS
 	Number uint32
 	Column int
 }

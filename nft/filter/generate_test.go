@@ -25,7 +25,10 @@ var (
 	poolPort  = []uint16{22, 53, 80, 443, 5060, 65535, 0}
 	poolProto = []byte{1, 2, 4, 6, 17, 41, 44, 47, 50, 51, 58, 59, 103, 112, 132, 255}
 	poolMAC   = []string{"00:00:5e:00:53:01", "00:00:5e:00:53:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:05"}
-	poolEther = []uint16{0x0800, 0x0806, 0x8035, 0x86dd, 0x8100, 0x88a8, 0x9100, 0x88cc, 0x8847, 0x0030, 0x05dc, 0x05dd}
+	poolEther = []uint16{0x0800, 0x0806, 0x8035, 0x86dd, 0x8100, 0x88a8, 0x9100, 0x88cc, 0x8847, 0x8864, 0x8863, 0x6003, 0x809b, 0x80f3, 0x8137, 0x0030, 0x05dc, 0x05dd}
+	poolSAP   = []byte{0x42, 0xfe, 0xf0, 0xe0, 0x06, 0xaa, 0xff}
+	poolLabel = []uint32{0, 16, 1024, 100000, 1048575}
+	poolPPP   = []uint16{0x21, 0x57, 0x23, 0x2b, 0x281, 0xc021}
 	poolVLAN  = []uint16{0, 5, 100, 4095}
 )
 
@@ -105,17 +108,22 @@ func (g *generator) primitive() string {
 }
 
 func (g *generator) etherPrimitive() string {
-	switch g.IntN(8) {
+	switch g.IntN(12) {
+	case 8:
+		return pick(g, []string{"mpls", "mpls", fmt.Sprintf("mpls %d", pick(g, poolLabel))})
+	case 9:
+		return pick(g, []string{"pppoes", "pppoed", fmt.Sprintf("pppoes %d", pick(g, poolVLAN))})
+	case 10:
+		return pick(g, []string{"llc", "llc i", "llc s", "llc u", "llc rr", "llc rnr", "llc rej", "llc ui", "llc ua", "llc disc", "llc sabme", "llc test", "llc xid", "llc frmr"})
+	case 11:
+		return pick(g, []string{"stp", "ipx", "iso", "netbeui", "atalk", "aarp", "decnet", "lat", "clnp", "esis", "isis", "l1", "l2", "iih", "lsp", "snp", "csnp", "psnp",
+			"iso proto 131", "isis proto 15", "ether proto 0x42", "ether proto \\ipx", "ether proto 0xfe", "ether proto 6", "ether proto 5", "decnet[0] = 1", "atalk[1:2] > 5"})
 	case 0:
 		return pick(g, []string{"arp", "rarp", "broadcast", "multicast", "ether broadcast", "ether multicast"})
 	case 1, 2:
 		return g.list("ether "+g.dir()+"host ", func() string { return pick(g, poolMAC) })
 	case 3:
-		n := pick(g, poolEther)
-		if n <= 1500 {
-			n = 0x88cc
-		}
-		return fmt.Sprintf("ether proto 0x%x", n)
+		return fmt.Sprintf("ether proto 0x%x", pick(g, poolEther))
 	case 4:
 		return "vlan"
 	case 5:
@@ -173,7 +181,40 @@ func (g *generator) ethernet() []byte {
 		p = binary.BigEndian.AppendUint16(p, pick(g, []uint16{0x8100, 0x88a8, 0x9100}))
 		p = binary.BigEndian.AppendUint16(p, uint16(g.IntN(8))<<13|pick(g, poolVLAN))
 	}
-	switch g.IntN(8) {
+	switch g.IntN(12) {
+	case 8:
+		p = binary.BigEndian.AppendUint16(p, 0x8847)
+		for more := true; more; {
+			more = g.IntN(3) == 0
+			label := pick(g, poolLabel)<<12 | uint32(g.IntN(8))<<9 | uint32(g.IntN(256))
+			if !more && g.IntN(8) > 0 {
+				label |= 0x100 // the bottom of the stack
+			}
+			p = binary.BigEndian.AppendUint32(p, label)
+		}
+		p = append(p, g.ip()...)
+	case 9:
+		ip := g.ip()
+		kind := pick(g, poolPPP)
+		if g.IntN(3) > 0 {
+			kind = map[byte]uint16{4: 0x21, 6: 0x57}[ip[0]>>4]
+		}
+		p = append(binary.BigEndian.AppendUint16(p, 0x8864), 0x11, 0)
+		p = binary.BigEndian.AppendUint16(p, pick(g, poolVLAN))
+		p = binary.BigEndian.AppendUint16(p, uint16(len(ip)+2))
+		p = append(binary.BigEndian.AppendUint16(p, kind), ip...)
+	case 10, 11:
+		sap := pick(g, poolSAP)
+		body := []byte{sap, sap, byte(g.IntN(256))}
+		switch {
+		case sap == 0xaa:
+			body = append([]byte{0xaa, 0xaa, 3}, pick(g, [][]byte{{0, 0, 0}, {8, 0, 7}, {0, 0, 12}})...)
+			body = binary.BigEndian.AppendUint16(body, pick(g, poolEther))
+		case sap == 0xfe:
+			body = append(body, byte(0x81+g.IntN(3)), byte(g.IntN(256)), 1, 0, byte(14+g.IntN(14)))
+		}
+		body = append(body, g.bytes(g.IntN(40))...)
+		p = append(binary.BigEndian.AppendUint16(p, uint16(len(body))), body...)
 	case 0:
 		p = binary.BigEndian.AppendUint16(p, pick(g, []uint16{0x0806, 0x8035}))
 		p = append(p, 0, 1, 8, 0, 6, 4, 0, byte(1+g.IntN(4)))

@@ -57,7 +57,11 @@ func libpcap(t testing.TB, link Link, expression string, flags ...string) (vm ve
 	return vm, ""
 }
 
-// expressions is how many expressions the differential tests try for each link.
+// expressions is how many expressions the differential tests try for each link or hook. Each
+// is held against dozens of packets, so that the standard makes tens of thousands of pairs;
+// for more:
+//
+//	CAPD_FILTER_EXPRESSIONS=20000 go test -timeout 2h -run IsLibpcap ./nft/filter
 func expressions(standard int) int {
 	if n, err := strconv.Atoi(os.Getenv("CAPD_FILTER_EXPRESSIONS")); err == nil {
 		return n
@@ -65,7 +69,7 @@ func expressions(standard int) int {
 	return standard
 }
 
-// seed makes a failure repeatable: it is printed with it.
+// seed makes a failure repeatable: it is printed with it, and CAPD_FILTER_SEED takes it.
 func seed() uint64 {
 	if n, err := strconv.ParseUint(os.Getenv("CAPD_FILTER_SEED"), 10, 64); err == nil {
 		return n
@@ -85,7 +89,7 @@ func TestMatcherIsLibpcap(t *testing.T) {
 			vm, refusal := libpcap(t, link, text, "-O")
 			optimized, optimizedRefusal := libpcap(t, link, text)
 			f, err := Parse(text)
-			if err == nil && refusal == "" {
+			if err == nil {
 				_, err = f.Matcher(link)
 			}
 			if (err == nil) != (refusal == "") && !knownDifference(refusal, err) {
@@ -150,7 +154,9 @@ func TestMatcherIsLibpcap(t *testing.T) {
 // knownDifference tells expressions that only one of us refuses, for a reason.
 func knownDifference(refusal string, err error) bool {
 	if err != nil {
-		return strings.Contains(err.Error(), "counts to byte") // -1 is beyond the end, but libpcap takes it
+		// -1 is beyond the end, but libpcap takes it; and after pppoes it takes PPP's header for
+		// the one that ether[0] is in.
+		return strings.Contains(err.Error(), "counts to byte") || strings.Contains(err.Error(), "there is no Ethernet header")
 	}
 	return strings.Contains(refusal, "out of registers") // libpcap has 16; we have no such bound
 }

@@ -59,45 +59,24 @@ var constants = map[string]uint32{
 // spellings are other ways to write a keyword.
 var spellings = map[string]string{
 	"&&": "and", "||": "or", "!": "not", "==": "=", "ether": "link", "ppp": "link", "slip": "link",
-	"length": "len",
+	"length": "len", "es-is": "esis", "is-is": "isis",
 }
 
 // operatorWords are the keywords that are no protocols (protoWords has those).
 var operatorWords = []string{
 	"and", "or", "not", "src", "dst", "host", "net", "mask", "port", "portrange", "proto", "protochain",
-	"broadcast", "multicast", "less", "greater", "len", "vlan", "inbound", "outbound", "ifname",
+	"broadcast", "multicast", "less", "greater", "len", "vlan", "mpls", "pppoes", "llc", "inbound", "outbound", "ifname", "on",
+	"l1", "l2", "iih", "lsp", "snp", "csnp", "psnp",
 }
 
 // refusedWords are primitives of pcap-filter(7) that capd does not have, with what to
 // write instead.
 var refusedWords = map[string]string{
 	"gateway":     "write ether host and the router's Ethernet address, with not host and its IP address",
-	"mpls":        "write ether proto 0x8847; labels can be compared as ether[14:4] & 0xfffff000 = LABEL << 12",
-	"pppoed":      "write ether proto 0x8863",
-	"pppoes":      "write ether proto 0x8864",
 	"geneve":      "write udp port 6081",
 	"vxlan":       "write udp port 4789",
 	"byte":        "write ether[OFFSET] = VALUE",
 	"ifindex":     "write ifname and the interface's name",
-	"on":          "write ifname and the interface's name",
-	"igrp":        "write ip proto 9",
-	"atalk":       "write ether[12:2] = 0x809b",
-	"aarp":        "write ether[12:2] = 0x80f3",
-	"decnet":      "write ether proto 0x6003",
-	"lat":         "write ether proto 0x6004",
-	"sca":         "write ether proto 0x6007",
-	"moprc":       "write ether proto 0x6002",
-	"mopdl":       "write ether proto 0x6001",
-	"iso":         "compare bytes, as in ether[14:2] = 0xfefe",
-	"clnp":        "compare bytes, as in ether[14:2] = 0xfefe",
-	"esis":        "compare bytes, as in ether[14:2] = 0xfefe and ether[17] = 0x82",
-	"es-is":       "compare bytes, as in ether[14:2] = 0xfefe and ether[17] = 0x82",
-	"isis":        "compare bytes, as in ether[14:2] = 0xfefe and ether[17] = 0x83",
-	"is-is":       "compare bytes, as in ether[14:2] = 0xfefe and ether[17] = 0x83",
-	"stp":         "write ether dst 01:80:c2:00:00:00",
-	"ipx":         "write ether proto 0x8137",
-	"netbeui":     "compare bytes, as in ether[14:2] = 0xf0f0",
-	"llc":         "compare bytes, as in ether[12:2] <= 1500",
 	"wlan":        "",
 	"type":        "",
 	"subtype":     "",
@@ -114,6 +93,12 @@ var refusedWords = map[string]string{
 	"lane":        "",
 	"oam":         "",
 	"oamf4":       "",
+	"oamf4s":      "",
+	"oamf4e":      "",
+	"metac":       "",
+	"bcc":         "",
+	"sc":          "",
+	"ilmic":       "",
 	"vpi":         "",
 	"vci":         "",
 	"connectmsg":  "",

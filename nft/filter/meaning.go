@@ -122,6 +122,8 @@ type meaning struct {
 	link    Link
 	typeAt  uint32 // offset of the ethertype
 	network uint32 // offset of the network header
+	labels  uint32 // MPLS labels between the type and the network header
+	ppp     bool   // the type is PPP's, in a PPPoE session
 }
 
 func newMeaning(link Link) *meaning {
@@ -147,17 +149,19 @@ func (m *meaning) node(n Node) (cond, error) {
 	case Is:
 		return m.is(n)
 	case Carries:
-		if n.Proto == LinkLayer {
-			if err := m.needsEthernet(n.Column, n); err != nil {
-				return nil, err
-			}
-			return m.etherType(n.Number), nil
+		switch n.Proto {
+		case LinkLayer:
+			return m.etherProto(n)
+		case ISO:
+			return m.iso(n.Column, n, n.Number)
+		case ISIS:
+			return m.iso(n.Column, n, isoProtos[ISIS], n.Number)
 		}
 		return m.carries(n.Proto, n.Number), nil
 	case Host:
 		return m.host(n)
 	case EtherHost:
-		if err := m.needsEthernet(n.Column, n); err != nil {
+		if err := m.framed(n.Column, n); err != nil {
 			return nil, err
 		}
 		return m.etherHost(n), nil
@@ -167,6 +171,14 @@ func (m *meaning) node(n Node) (cond, error) {
 		return m.cast(n)
 	case VLAN:
 		return m.vlan(n)
+	case MPLS:
+		return m.mpls(n)
+	case PPPoE:
+		return m.pppoe(n)
+	case LLC:
+		return m.llc(n)
+	case ISISType:
+		return m.isisType(n)
 	case Relation:
 		return m.relation(n)
 	case IfName:
@@ -233,7 +245,7 @@ func (m *meaning) tagged() bool { return m.link == LinkEthernet && m.network != 
 // etherType compares the type of what the link layer carries.
 func (m *meaning) etherType(n uint32) cond {
 	if m.link == LinkEthernet {
-		return m.safe(equal(at(m.typeAt, 2), n))
+		return m.carriesType(n)
 	}
 	switch n {
 	case etherIP:
@@ -244,17 +256,26 @@ func (m *meaning) etherType(n uint32) cond {
 	return condConst(false)
 }
 
+// etherProto compares the type of what a frame carries.
+func (m *meaning) etherProto(n Carries) (cond, error) {
+	if n.Number == etherIP || n.Number == etherIP6 { // also behind MPLS labels
+		return m.carriesType(n.Number), m.needsEthernet(n.Column, n)
+	}
+	return m.carriesType(n.Number), m.typed(n.Column, n)
+}
+
 func (m *meaning) is(n Is) (cond, error) {
 	switch n.Proto {
 	case IP:
 		return m.etherType(etherIP), nil
 	case IP6:
 		return m.etherType(etherIP6), nil
-	case ARP, RARP:
-		if err := m.needsEthernet(n.Column, n); err != nil {
-			return nil, err
-		}
-		return m.etherType(map[Proto]uint32{ARP: etherARP, RARP: etherRARP}[n.Proto]), nil
+	}
+	if number, ok := linkProtos[n.Proto]; ok {
+		return m.carriesType(number), m.typed(n.Column, n)
+	}
+	if number, ok := isoProtos[n.Proto]; ok {
+		return m.iso(n.Column, n, number)
 	}
 	return m.abbreviation(n.Proto), nil
 }
@@ -270,6 +291,8 @@ func (m *meaning) abbreviation(p Proto) cond {
 		return m.carries(IP, protoICMP)
 	case IGMP:
 		return m.carries(IP, protoIGMP)
+	case IGRP:
+		return m.carries(IP, protoIGRP)
 	case VRRP, CARP:
 		return m.carries(IP, protoVRRP)
 	case ICMP6:
@@ -328,12 +351,12 @@ func (m *meaning) host(n Host) (cond, error) {
 	case IP:
 		return in(IP, 12, 16), nil
 	case ARP, RARP:
-		if err := m.needsEthernet(n.Column, n); err != nil {
+		if err := m.typed(n.Column, n); err != nil {
 			return nil, err
 		}
 		return in(n.Proto, 14, 24), nil
 	}
-	if m.link == LinkRaw {
+	if m.link == LinkRaw || m.labels > 0 {
 		return in(IP, 12, 16), nil
 	}
 	return condOr{in(IP, 12, 16), in(ARP, 14, 24), in(RARP, 14, 24)}, nil
@@ -428,7 +451,7 @@ func (m *meaning) cast(n Cast) (cond, error) {
 	case IP6:
 		return condAnd{m.etherType(etherIP6), m.safe(equal(m.net(IP6, 24, 1), 255))}, nil
 	}
-	if err := m.needsEthernet(n.Column, n); err != nil {
+	if err := m.framed(n.Column, n); err != nil {
 		return nil, err
 	}
 	if n.Broadcast {
@@ -440,7 +463,10 @@ func (m *meaning) cast(n Cast) (cond, error) {
 }
 
 func (m *meaning) vlan(n VLAN) (cond, error) {
-	if err := m.needsEthernet(n.Column, n); err != nil {
+	if err := m.framed(n.Column, n); err != nil {
+		return nil, err
+	}
+	if err := m.typed(n.Column, n); err != nil {
 		return nil, err
 	}
 	all := condAnd{condOr{m.etherType(etherVLAN), m.etherType(etherQinQ), m.etherType(etherOld)}}

@@ -104,7 +104,7 @@ func (m *meaning) load(e Load) (value, condAnd, error) {
 	}
 	switch e.Proto {
 	case LinkLayer:
-		return l, guard, m.needsEthernet(e.Column, e)
+		return l, guard, m.framed(e.Column, e)
 	case IP, IP6, ARP, RARP:
 		is, err := m.is(Is{e.Proto, e.Column})
 		l.offset, l.header, l.of = l.offset+m.network, m.network, e.Proto
@@ -113,6 +113,10 @@ func (m *meaning) load(e Load) (value, condAnd, error) {
 		l.offset, l.header, l.of = l.offset+m.network+ip6Header, m.network, IP6
 		next := m.safe(equal(m.net(IP6, 6, 1), protoICMP6))
 		return l, append(append(guard, m.etherType(etherIP6)), next), nil
+	}
+	if hasBytes[e.Proto] {
+		l, is, err := m.linkLoad(e, l)
+		return l, append(guard, is), err
 	}
 	l.base, l.offset, l.header, l.of = transport, l.offset+m.network, m.network, IP
 	all := condAnd{m.etherType(etherIP)}

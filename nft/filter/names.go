@@ -45,6 +45,7 @@ const (
 	protoICMP    = 1
 	protoIGMP    = 2
 	protoTCP     = 6
+	protoIGRP    = 9
 	protoUDP     = 17
 	protoDCCP    = 33
 	protoGRE     = 47

@@ -16,9 +16,7 @@ const (
 // errors are *Error with the column and what was expected there.
 //
 // Beyond libpcap's grammar it takes "ip proto tcp" for "ip proto \tcp", "gre" for "proto
-// 47" and "ifname NAME" on any link. It refuses, and says what to write instead: host and
-// network names, protochain, ip broadcast, and the link types and protocols that have no
-// place in NFLOG.
+// 47" and "ifname NAME" on any link. What it refuses, and why, stands in docs/filters.md.
 func Parse(text string) (*Filter, error) { return parse(text, nil) }
 
 // parse is Parse; hosts says what names of hosts stand for.
@@ -293,10 +291,21 @@ func (p *parser) primitive(q qualifier) (Node, Expr, qualifier, error) {
 		op := map[string]string{"less": "<=", "greater": ">="}[word.text]
 		return done(Relation{op, PacketLength{}, Number(n)}, err)
 	case "vlan":
-		return done(p.vlan())
+		n, err := p.labelled("a VLAN's number", 4095)
+		return done(VLAN{n, word.at + 1}, err)
+	case "mpls":
+		n, err := p.labelled("an MPLS label", 1<<20-1)
+		return done(MPLS{n, word.at + 1}, err)
+	case "pppoes":
+		n, err := p.labelled("a PPPoE session's number", 65535)
+		return done(PPPoE{n, word.at + 1}, err)
+	case "llc":
+		return done(p.llc())
+	case "l1", "l2", "iih", "lsp", "snp", "csnp", "psnp":
+		return done(ISISType{word.text, word.at + 1}, p.advance())
 	case "inbound", "outbound":
 		return done(Direction{word.text == "outbound"}, p.advance())
-	case "ifname":
+	case "ifname", "on":
 		return done(p.ifName())
 	}
 	return done(nil, p.unexpected("a primitive such as host, net, port or tcp"))
@@ -428,21 +437,36 @@ func (p *parser) plainNumber(what string) (uint32, error) {
 	return n, p.advance()
 }
 
-func (p *parser) vlan() (Node, error) {
-	n := VLAN{ID: -1, Column: p.tok.at + 1}
+// labelled reads a keyword that a number can follow; -1 = none does.
+func (p *parser) labelled(what string, largest uint32) (int, error) {
 	if err := p.advance(); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if p.tok.kind != tokNumber && !p.is("(") {
-		return n, nil
+		return -1, nil
 	}
 	at := p.tok
-	id, err := p.plainNumber("a VLAN's number")
-	if err == nil && id > 4095 {
-		err = p.wrong(at, "", "VLAN %d: their numbers go from 0 to 4095", id)
+	n, err := p.plainNumber(what)
+	if err == nil && n > largest {
+		err = p.wrong(at, "", "%d is not %s: they go from 0 to %d", n, what, largest)
 	}
-	n.ID = int(id & 4095)
-	return n, err
+	return int(min(n, largest)), err
+}
+
+// llc reads llc and the kind of frame, if one follows.
+func (p *parser) llc() (Node, error) {
+	n := LLC{Column: p.tok.at + 1}
+	if err := p.advance(); err != nil {
+		return n, err
+	}
+	if _, ok := llcTypes[p.tok.text]; ok && p.tok.kind != tokSymbol {
+		n.Type = p.tok.text
+		return n, p.advance()
+	}
+	if p.tok.kind == tokName {
+		return n, p.wrong(p.tok, "write one of i, s, u, rr, rnr, rej, ui, ua, disc, sabme, test, xid, frmr", "%q is no kind of LLC frame", p.tok.text)
+	}
+	return n, nil
 }
 
 func (p *parser) ifName() (Node, error) {

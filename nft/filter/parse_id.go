@@ -107,6 +107,8 @@ func (p *parser) hostProto(t token, q qualifier, is4 bool) error {
 		return p.wrong(t, "write ether host 00:00:5e:00:53:01, or leave ether out", "an IP address stands where an Ethernet address is expected")
 	case q.proto == Any, q.proto == IP && is4, q.proto == IP6 && !is4, (q.proto == ARP || q.proto == RARP) && is4:
 		return nil
+	case q.proto == DECnet:
+		return p.wrong(t, "compare bytes, as in decnet[3:2]", "DECnet addresses are not supported")
 	case q.proto == IP, q.proto == IP6, q.proto == ARP, q.proto == RARP:
 		return p.wrong(t, "leave "+q.proto.String()+" out", "%s has no such address", q.proto)
 	}
@@ -269,25 +271,17 @@ func (p *parser) ports(t token, q qualifier, low, high uint32, named Proto) (Nod
 // carries makes a node of a protocol's number.
 func (p *parser) carries(t token, q qualifier, n uint32) (Node, error) {
 	switch q.proto {
-	case Any, IP, IP6:
-	case LinkLayer:
-		if n <= 1500 {
-			return nil, p.wrong(t, fmt.Sprintf("compare bytes, as in ether[12:2] <= 1500 and ether[14] = %d", n&0xff),
-				"%d is no ethertype but an LLC service access point", n)
-		}
-		if n == 0x809b || n == 0x80f3 {
-			return nil, p.wrong(t, fmt.Sprintf("write ether[12:2] = 0x%04x for its Ethernet II packets", n),
-				"AppleTalk inside SNAP cannot be matched")
-		}
+	case Any, IP, IP6, LinkLayer, ISO, ISIS:
 	default:
 		return nil, p.wrong(t, "write ip proto, ip6 proto or proto", "%s carries no protocol by number", q.proto)
 	}
 	return Carries{q.proto, n, t.at + 1}, nil
 }
 
-// etherTypes are the ethertypes that libpcap has names for.
+// etherTypes are the ethertypes and LLC service access points that libpcap has names for.
 var etherTypes = map[string]uint32{
 	"ip": 0x0800, "arp": 0x0806, "rarp": 0x8035, "ip6": 0x86dd, "lat": 0x6004, "decnet": 0x6003, "sca": 0x6007, "moprc": 0x6002, "mopdl": 0x6001, "loopback": 0x9000,
+	"aarp": etherAARP, "atalk": etherATalk, "iso": sapISO, "stp": sapSTP, "ipx": sapIPX, "netbeui": sapNetBEUI,
 }
 
 // name makes a node of a name.
@@ -302,7 +296,13 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 	case "portrange":
 		return p.portRange(t, q)
 	case "proto":
-		if q.proto == LinkLayer {
+		switch q.proto {
+		case ISO:
+			if n, ok := isoProtos[protoWords[t.text]]; ok {
+				return p.carries(t, q, n)
+			}
+			return nil, p.wrong(t, "write clnp, esis, isis or a number", "no ISO protocol is called %q", t.text)
+		case LinkLayer:
 			if n, ok := etherTypes[t.text]; ok {
 				return p.carries(t, q, n)
 			}

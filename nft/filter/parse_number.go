@@ -117,7 +117,10 @@ func (p *parser) operand() (Expr, error) {
 
 // load reads [index] or [index:size] after a protocol.
 func (p *parser) load(proto Proto, at token) (Expr, error) {
-	if proto == AH || proto == ESP || proto == GRE {
+	switch proto {
+	case AARP, ISO, STP, IPX, NetBEUI, PPPoED, CLNP, ESIS, ISIS:
+		return nil, p.wrong(at, "count from the beginning of the frame, as in ether[14]", "the bytes of %s cannot be counted from its own header", proto)
+	case AH, ESP, GRE:
 		return nil, p.wrong(at, "count from the IP header, as in ip[20]", "the bytes of %s cannot be counted from its own header", proto)
 	}
 	if err := p.expect("["); err != nil {

@@ -49,6 +49,13 @@ func TestParse(t *testing.T) {
 		"port ssh":                               "tcp port 22",
 		"portrange ssh-domain":                   "portrange 22-53",
 		"!(icmp)":                                "not (icmp)",
+		"mpls 100 and mpls":                      "mpls 100 and mpls",
+		"pppoes 0x27 and ip":                     "pppoes 39 and ip",
+		"llc or llc rnr or llc i":                "llc or llc rnr or llc i",
+		"iso proto \\isis or es-is or l1":        "iso proto 131 or esis or l1",
+		"ether proto \\stp or ipx":               "ether proto 66 or ipx",
+		"on eth0 and igrp":                       "ifname eth0 and igrp",
+		"(vlan (5)) or mpls (7)":                 "vlan 5 or mpls 7",
 	} {
 		f, err := Parse(text)
 		if err != nil {
@@ -91,11 +98,17 @@ func TestParseMistakes(t *testing.T) {
 		{"ip protochain 6", 4, "loop"},
 		{"gateway foo", 1, "not supported"},
 		{"ip broadcast", 4, "netmask"},
-		{"mpls", 1, "ether proto 0x8847"},
+		{"mpls 1048576", 6, "1048575"},
+		{"pppoes 65536", 8, "65535"},
+		{"llc foo", 5, "sabme"},
+		{"decnet host 10.15", 13, "DECnet addresses"},
+		{"iso proto tcp", 11, "clnp"},
+		{"stp[0] = 1", 1, "ether[14]"},
+		{"vxlan", 1, "4789"},
+		{"geneve 5", 1, "6081"},
 		{"wlan host 1:2:3:4:5:6", 1, "kinds of links"},
 		{"host 00:00:5e:00:53:01", 6, "ether host"},
 		{"ether host 1.2.3.4", 12, "Ethernet address"},
-		{"ether proto 5", 13, "LLC"},
 		{"ip[0:3] = 1", 6, "1, 2 or 4"},
 		{"ip[0", 5, "]"},
 		{"ip[0]", 1, "comparison"},
@@ -152,6 +165,25 @@ func TestNeedsEthernet(t *testing.T) {
 		}
 		if _, err := f.Matcher(LinkRaw); err == nil {
 			t.Errorf("%q without link layer has a matcher", text)
+		}
+	}
+}
+
+// What cannot be looked at behind labels, or inside a session, is refused where it stands.
+func TestOrderOfLayers(t *testing.T) {
+	for text, column := range map[string]int{
+		"mpls and arp": 10, "mpls and vlan": 10, "mpls 5 and pppoes": 12, "mpls and ether proto 0x88cc": 22, "mpls and stp": 10,
+		"mpls and arp host 1.2.3.4": 19, "mpls and isis": 10, "mpls and decnet[0] = 1": 10, "pppoes and vlan": 12, "pppoes and llc": 12,
+		"pppoes and ether host 0:0:0:0:0:1": 23, "pppoes and multicast": 12, "pppoes and ether[0] = 1": 12,
+	} {
+		f, err := Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Compile(LinkEthernet)
+		var e *Error
+		if !errors.As(err, &e) || e.Column != column || e.Hint == "" || !strings.Contains(e.Message, "stands after") {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }

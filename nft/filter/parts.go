@@ -35,8 +35,8 @@ func (f *Filter) Parts(link Link) (kernel, user string, err error) {
 			cannot = append(cannot, part)
 		}
 	}
-	if len(cannot) > 0 && hasVLAN(f.root) {
-		cannot = []Node{f.root} // what stands after vlan means something else without it
+	if len(cannot) > 0 && hasLayer(f.root) {
+		cannot = []Node{f.root} // what stands after vlan, mpls or pppoes means something else without it
 	}
 	if len(cannot) == 0 {
 		// Every condition can be written as rules, but not all of them together: there are
@@ -146,16 +146,16 @@ func (s splitter) list(nodes []Node, negated, and bool) (parts []Node, decided N
 	return parts, decided, whole, nil
 }
 
-// hasVLAN tells whether a tree has a primitive that changes the meaning of later ones.
-func hasVLAN(n Node) bool {
+// hasLayer tells whether a tree has a primitive that changes the meaning of later ones.
+func hasLayer(n Node) bool {
 	switch n := n.(type) {
 	case AllOf:
-		return slices.ContainsFunc(n, hasVLAN)
+		return slices.ContainsFunc(n, hasLayer)
 	case AnyOf:
-		return slices.ContainsFunc(n, hasVLAN)
+		return slices.ContainsFunc(n, hasLayer)
 	case Not:
-		return hasVLAN(n.X)
-	case VLAN:
+		return hasLayer(n.X)
+	case VLAN, MPLS, PPPoE:
 		return true
 	}
 	return false
