@@ -37,6 +37,7 @@ type capture struct {
 	open    []string // segments begun and not yet finished
 	running *running // nil before and after
 
+	ownNoted int             // connections of capd itself that were left out; under mu
 	queued   map[string]bool // files that the delivery queue has; under mu
 	queueing sync.WaitGroup  // goroutines that hand files over
 
@@ -143,7 +144,9 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	if err := d.table.Install(spec); err != nil {
 		return nil, startProblem(err)
 	}
+	d.own.attach(c)
 	undo = append(undo, func() {
+		d.own.detach(c)
 		if err := d.table.Remove(c.id); err != nil {
 			c.log.Error("remove rules of a failed start", "err", err)
 		}
@@ -185,6 +188,7 @@ func (c *capture) supervise(r *running) {
 	counts, warning := settle(kernel, err == nil, r)
 	r.final <- finalCounts{tail: counts.LostBy.Tail}
 	note(c.d.table.Remove(c.id))
+	c.d.own.detach(c)
 	stopped := now()
 	if err := <-r.ended; err != nil {
 		if why.err == nil || why.reason == wire.StopNoSpace {

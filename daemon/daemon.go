@@ -39,6 +39,7 @@ type Daemon struct {
 	client *deliver.Client
 	queue  *deliver.Queue
 	checks checkCache
+	own    *ownFlows
 
 	mu       sync.Mutex
 	cfg      *config.Config

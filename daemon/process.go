@@ -23,7 +23,7 @@ const DeliverSocketVariable = "CAPD_DELIVER_SOCKET"
 // startDelivery gets the process that talks to the network, and the queue that feeds it.
 func (d *Daemon) startDelivery() {
 	d.client = deliver.Start(context.Background(), deliver.Options{
-		Socket: os.Getenv(DeliverSocketVariable), Command: []string{"/proc/self/exe", "deliver"}, Profiles: d.profile, Logger: d.log,
+		Socket: os.Getenv(DeliverSocketVariable), Command: []string{"/proc/self/exe", "deliver"}, Profiles: d.profile, Flow: d.own.leaveOut, Logger: d.log,
 	})
 	d.queue = deliver.NewQueue(d.client, deliver.QueueOptions{Logger: d.log, Concurrency: func(destination string) int {
 		return d.config().Destinations[destination].Concurrency

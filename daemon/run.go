@@ -143,6 +143,7 @@ func open(o Options) (*Daemon, error) {
 	if err := tryRing(); err != nil {
 		return nil, errors.Join(err, d.table.Close())
 	}
+	d.own = newOwnFlows(d.table, d.log)
 	d.startDelivery()
 	if err := d.recover(); err != nil {
 		d.close()
@@ -243,6 +244,7 @@ func (d *Daemon) stopAll() {
 func (d *Daemon) close() {
 	d.stopDelivery()
 	d.pulse.stop()
+	d.own.close()
 	if err := d.table.Close(); err != nil {
 		d.log.Error("give up the nftables table", "err", err)
 	}

@@ -12,8 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flow is one TCP connection of the delivery process. Local may have the unspecified
-// address: the kernel picks it when it connects.
+// Flow is one TCP connection of the delivery process, with all four of its parts.
 type Flow struct {
 	Local  netip.AddrPort `json:"local"`
 	Remote netip.AddrPort `json:"remote"`
@@ -161,29 +160,12 @@ func (d *Dialer) prepare(ctx context.Context, fd int, remote netip.AddrPort) (re
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLow); err != nil {
 		return nothing, fmt.Errorf("setsockopt TCP_NOTSENT_LOWAT: %w", err)
 	}
-	var local unix.Sockaddr
-	if remote.Addr().Is4() {
-		sa := &unix.SockaddrInet4{}
-		if d.source.IsValid() {
-			sa.Addr = d.source.As4()
-		}
-		local = sa
-	} else {
-		sa := &unix.SockaddrInet6{}
-		if d.source.IsValid() {
-			sa.Addr = d.source.As16()
-			if zone := d.source.Zone(); zone != "" {
-				dev, err := net.InterfaceByName(zone)
-				if err != nil {
-					return nothing, fmt.Errorf("source_address: %w", err)
-				}
-				sa.ZoneId = uint32(dev.Index)
-			}
-		}
-		local = sa
+	local, err := d.local(remote)
+	if err != nil {
+		return nothing, err
 	}
 	if err := unix.Bind(fd, local); err != nil {
-		return nothing, fmt.Errorf("bind to %s: %w", d.source, err)
+		return nothing, fmt.Errorf("bind to %s: %w", addrPort(local).Addr(), err)
 	}
 	if d.announce == nil {
 		return nothing, nil
@@ -197,6 +179,61 @@ func (d *Dialer) prepare(ctx context.Context, fd int, remote netip.AddrPort) (re
 		release = nothing
 	}
 	return release, err
+}
+
+// local gives the address that a connection is to be bound to, with port 0 for any. It
+// has to be known before the first packet: where the profile names none, it is the one
+// that the kernel's routes lead from, as a UDP socket learns without sending anything.
+func (d *Dialer) local(remote netip.AddrPort) (unix.Sockaddr, error) {
+	if d.source.IsValid() {
+		return sockaddr(netip.AddrPortFrom(d.source, 0))
+	}
+	to, err := sockaddr(remote)
+	if err != nil {
+		return nil, err
+	}
+	family := unix.AF_INET6
+	if remote.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := d.bindDevice(fd); err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, to); err != nil {
+		return nil, fmt.Errorf("find the way to %s: %w", remote.Addr(), err)
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil, fmt.Errorf("getsockname: %w", err)
+	}
+	switch local := local.(type) {
+	case *unix.SockaddrInet4:
+		local.Port = 0
+	case *unix.SockaddrInet6:
+		local.Port = 0
+	}
+	return local, nil
+}
+
+// sockaddr is a socket address; a zone must be a device's name.
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}, nil
+	}
+	sa := &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	if zone := a.Addr().Zone(); zone != "" {
+		dev, err := net.InterfaceByName(zone)
+		if err != nil {
+			return nil, fmt.Errorf("the zone of %s: %w", a.Addr(), err)
+		}
+		sa.ZoneId = uint32(dev.Index)
+	}
+	return sa, nil
 }
 
 func (d *Dialer) bindDevice(fd int) error {

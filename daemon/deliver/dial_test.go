@@ -108,7 +108,7 @@ func TestDialerAnnouncesItsPortBeforeItConnects(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := <-from
-	if len(announced) != 1 || announced[0].Local.Port() != got.Port() || announced[0].Remote.String() != address {
+	if len(announced) != 1 || announced[0].Local != got || announced[0].Remote.String() != address {
 		t.Errorf("announced %v, came %v", announced, got)
 	}
 	conn.Close()
