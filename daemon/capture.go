@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -48,6 +49,8 @@ type capture struct {
 
 // running is what a capture holds only while it runs.
 type running struct {
+	plan   *plan
+	tap    *tap // of a capture that is a stream
 	share  *share
 	reader *ring.Reader
 	engine *engine
@@ -66,8 +69,10 @@ func newID() string {
 // packet from now on is accounted for; with one, nothing is left behind.
 func (c *capture) start(p *plan) (_ *running, err error) {
 	d, cfg := c.d, c.d.config()
-	if err := d.spool.Create(c.id); err != nil {
-		return nil, startProblem(err)
+	if !p.stream {
+		if err := d.spool.Create(c.id); err != nil {
+			return nil, startProblem(err)
+		}
 	}
 	var undo []func()
 	defer func() {
@@ -82,7 +87,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		}
 	}()
 
-	r := &running{stop: make(chan stopping, 1), final: make(chan finalCounts, 1), ended: make(chan error, 1)}
+	r := &running{plan: p, stop: make(chan stopping, 1), final: make(chan finalCounts, 1), ended: make(chan error, 1)}
 	if r.share, err = d.shares.take(); err != nil {
 		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: err.Error()}
 	}
@@ -115,12 +120,20 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		}
 	}
 	enc := newEncoder(c.id, p, d)
-	out, err := spool.NewWriter(spool.Options{
+	options := spool.Options{
 		Dir: d.spool.Folder(c.id), Segment: seal.segments(p.request.Format),
 		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
 		Admit: d.admitBytes, Release: d.spool.Release,
 		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
-	})
+	}
+	if p.stream {
+		options.Discard, options.Admit, options.Release = true, nil, nil
+		if r.tap, err = newTap(newStreamEncoder(c.id, p, d)); err != nil {
+			return nil, startProblem(err)
+		}
+		undo = append(undo, r.tap.memory.Free)
+	}
+	out, err := spool.NewWriter(options)
 	if err != nil {
 		return nil, startProblem(err)
 	}
@@ -129,6 +142,11 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
 		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
 		stop: r.stop, opened: c.segmentOpened, final: r.final, drained: make(chan struct{}),
+	}
+	if p.stream {
+		r.engine.segmentSize, r.engine.segmentTime = math.MaxInt64, 0
+		r.engine.opened = func(string) {}
+		r.engine.join(r.tap)
 	}
 	r.engine.timeLimit = time.Now().Add(p.request.TimeLimit.Duration())
 	go func() { r.ended <- r.engine.run() }()
@@ -163,6 +181,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 		c.mu.Unlock()
 		return nil, startProblem(err)
 	}
+	c.tell(wire.EventRunning)
 	return r, nil
 }
 
@@ -214,8 +233,11 @@ func (c *capture) supervise(r *running) {
 		rec.Bytes.Written += f.Bytes
 	}
 	rec.Stopped, rec.StopReason = stopped, why.reason
+	if rec.Stream {
+		rec.Bytes.Written = r.engine.live.written.Load()
+	}
 	if warning != nil {
-		rec.Warnings = append(rec.Warnings, *warning)
+		c.warnLocked(*warning)
 	}
 	if problem != nil {
 		rec.Error = &wire.Problem{Code: problemCode(why), Message: problem.Error()}
@@ -225,6 +247,8 @@ func (c *capture) supervise(r *running) {
 	} else {
 		c.finishLocked()
 	}
+	c.tellLocked(wire.EventStopped, nil)
+	c.tellEndLocked()
 	c.mu.Unlock()
 	c.saveOrLog()
 	close(c.halted)
@@ -297,6 +321,7 @@ func (c *capture) stopNow(ctx context.Context, reason string) error {
 func (c *capture) segmentOpened(name string) {
 	c.mu.Lock()
 	c.open = append(c.open, name)
+	c.tellLocked(wire.EventFile, &wire.File{Name: name, Status: wire.FileOpen})
 	c.mu.Unlock()
 }
 
@@ -310,7 +335,9 @@ func (c *capture) segmentFinished(s spool.Segment) {
 	c.open = slices.DeleteFunc(c.open, func(n string) bool { return n == s.Name })
 	c.record.Capture.Packets.LostBy.Write += s.LostPackets
 	if s.Bytes > 0 {
-		c.record.Capture.Files = append(c.record.Capture.Files, wireFile(s))
+		file := wireFile(s)
+		c.record.Capture.Files = append(c.record.Capture.Files, file)
+		c.tellLocked(wire.EventFile, &file)
 	}
 	c.mu.Unlock()
 	c.saveOrLog()

@@ -20,6 +20,7 @@ import (
 	"capd/daemon/deliver"
 	"capd/daemon/spool"
 	"capd/nft"
+	"capd/nft/filter"
 )
 
 // Daemon holds every capture of one box (one network namespace).
@@ -40,6 +41,7 @@ type Daemon struct {
 	queue  *deliver.Queue
 	checks checkCache
 	own    *ownFlows
+	events events
 
 	mu       sync.Mutex
 	cfg      *config.Config
@@ -47,6 +49,8 @@ type Daemon struct {
 	starting int             // captures being started, which count against the limit
 	names    map[string]bool // names of captures being started
 	closing  bool            // no new captures
+	streams  int             // live streams that are open
+	leftOut  []filter.Flow   // connections by which they leave the box
 	running  int             // captures that hold rules
 	// processors is GOMAXPROCS without the readers.
 	processors int
@@ -58,54 +62,71 @@ type Daemon struct {
 
 // Start begins a capture (api.Daemon).
 func (d *Daemon) Start(ctx context.Context, req wire.StartRequest, who wire.Requester) (wire.Capture, error) {
-	cfg := d.config()
-	p, err := newPlan(req, cfg)
+	p, err := newPlan(req, d.config())
 	if err != nil {
 		return wire.Capture{}, err
 	}
+	c, _, err := d.begin(ctx, p, who)
+	if err != nil {
+		return wire.Capture{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		// Whoever asked is gone and will never know the id.
+		_ = c.stopNow(context.WithoutCancel(ctx), wire.StopRequested)
+		_ = d.Remove(context.WithoutCancel(ctx), c.id, true)
+		return wire.Capture{}, err
+	}
+	return c.snapshot(), nil
+}
+
+// begin brings a planned capture to life.
+func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*capture, *running, error) {
 	release, err := d.admit(p.request.Name)
 	if err != nil {
-		return wire.Capture{}, err
+		return nil, nil, err
 	}
 	defer release()
-	if err := d.admitBytes(1); err != nil {
-		return wire.Capture{}, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(),
-			Hint: "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
+	if !p.stream {
+		if err := d.admitBytes(1); err != nil {
+			return nil, nil, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(),
+				Hint: "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
+		}
+		d.spool.Release(1)
 	}
-	d.spool.Release(1)
 	submitted := now()
 	if p.request.Destination != "" && *p.request.Check {
 		if err := d.preflight(ctx, p.request.Destination); err != nil {
-			return wire.Capture{}, err
+			return nil, nil, err
 		}
 	}
 
 	id := newID()
 	c := &capture{id: id, d: d, log: d.log.With("capture", id), halted: make(chan struct{})}
 	c.record.Capture = wire.Capture{
-		ID: id, Host: d.host, Status: wire.StatusPending, StartRequest: p.request,
+		ID: id, Host: d.host, Status: wire.StatusPending, Stream: p.stream, StartRequest: p.request,
 		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: p.warnings(),
 	}
-	if err := d.beginRenewing(); err != nil {
-		return wire.Capture{}, startProblem(err)
-	}
-	r, err := c.start(p)
-	if err != nil {
+	c.tell(wire.EventStarted)
+	var r *running
+	if err = d.beginRenewing(); err != nil {
+		err = startProblem(err)
+	} else if r, err = c.start(p); err != nil {
 		d.endRenewing()
-		return wire.Capture{}, err
+	}
+	if err != nil {
+		c.tellUnstarted(err)
+		return nil, nil, err
 	}
 	d.mu.Lock()
 	d.captures[id] = c
+	leftOut := slices.Clone(d.leftOut)
 	d.mu.Unlock()
+	for _, flow := range leftOut {
+		c.noteLeftOut(flow)
+	}
 	c.log.Info("capture runs", "name", p.request.Name, "filter", p.filter.String(), "destination", p.request.Destination, "uid", who.UID)
 	go c.supervise(r)
-	if err := ctx.Err(); err != nil {
-		// Whoever asked is gone and will never know the id.
-		_ = c.stopNow(context.WithoutCancel(ctx), wire.StopRequested)
-		_ = d.Remove(context.WithoutCancel(ctx), id, true)
-		return wire.Capture{}, err
-	}
-	return c.snapshot(), nil
+	return c, r, nil
 }
 
 // admit reserves a place and a name for a capture that is about to start.
@@ -113,7 +134,7 @@ func (d *Daemon) admit(name string) (release func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closing {
-		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeStopping, Message: "capd is shutting down", Hint: "try again in a moment"}
+		return nil, shuttingDown()
 	}
 	active := d.starting
 	for _, c := range d.captures {
@@ -141,6 +162,10 @@ func (d *Daemon) admit(name string) (release func(), err error) {
 		delete(d.names, name)
 		d.mu.Unlock()
 	}, nil
+}
+
+func shuttingDown() error {
+	return &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeStopping, Message: "capd is shutting down", Hint: "try again in a moment"}
 }
 
 func nameTaken(name string) error {
@@ -309,6 +334,7 @@ func (d *Daemon) Remove(ctx context.Context, ref string, force bool) error {
 	d.mu.Lock()
 	delete(d.captures, c.id)
 	d.mu.Unlock()
+	c.tell(wire.EventRemoved)
 	return nil
 }
 

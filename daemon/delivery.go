@@ -87,6 +87,7 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 			return
 		}
 		c.finishLocked()
+		c.tellEndLocked()
 		c.log.Info("capture is delivered", "files", len(c.record.Capture.Files), "bytes", c.record.Capture.Bytes.Delivered)
 	}
 	go c.saveOrLog()
@@ -99,6 +100,7 @@ func (c *capture) failLocked(name, why string) {
 	rec.Error = &wire.Problem{Code: wire.CodeDestinationRefused, Message: fmt.Sprintf("%s is not delivered: %s", name, why),
 		Hint: "mend the destination, then: capctl retry " + c.id[:8]}
 	c.d.expireLater(c, rec.Completed.Time)
+	c.tellEndLocked()
 	c.log.Error("delivery failed", "file", name, "err", why)
 	go c.saveOrLog()
 }
@@ -164,6 +166,7 @@ func (c *capture) delivered(name string, u deliver.Update) {
 		if u.State == deliver.StateDelivered {
 			rec.Bytes.Delivered += rec.Files[i].Bytes
 		}
+		c.tellLocked(wire.EventFile, &rec.Files[i])
 	} else {
 		c.noteClosingFile(name, u)
 	}

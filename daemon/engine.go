@@ -49,6 +49,9 @@ type engine struct {
 	// final gives what only the kernel's counters know, after everything was read.
 	final <-chan finalCounts
 
+	taps   taps
+	tapped []*tap // those who read along
+
 	live    liveCounts
 	drained chan struct{} // closed when the source is at its end
 
@@ -105,6 +108,7 @@ func (e *engine) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	e.begin()
+	e.admitTaps()
 	var p ring.Packet
 	e.schedule(time.Now())
 	for {
@@ -114,6 +118,7 @@ func (e *engine) run() error {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			e.clocks(time.Now())
 		case errors.Is(err, ring.ErrWoken):
+			e.admitTaps()
 			if e.draining.Load() && !e.drainSent {
 				e.drainSent = true
 				e.source.Drain()
@@ -150,11 +155,13 @@ func (e *engine) packet(p *ring.Packet) {
 			e.count.discarded++
 		}
 		e.enc.unplaced += p.Dropped
+		e.untold(p.Dropped)
 	}
 	if come := e.count.packets() - e.published; come >= publishEvery {
 		e.publish()
 	} else if come == 1 {
 		e.schedule(time.Now())
+		e.publishTaps() // the first after a pause is seen at once
 	}
 }
 
@@ -186,6 +193,9 @@ func (e *engine) keep(p *ring.Packet) bool {
 	e.out.CommitPacket(p.Time)
 	e.count.captured++
 	e.count.bytes += uint64(n)
+	if len(e.tapped) > 0 {
+		e.tap(p)
+	}
 	if e.count.captured == e.packetLimit {
 		e.end(stopping{reason: wire.StopPacketLimit})
 	}
@@ -268,6 +278,7 @@ func (e *engine) publish() {
 	e.live.bytes.Store(e.count.bytes)
 	e.live.written.Store(uint64(e.closed + e.out.Size()))
 	e.live.filePackets.Store(e.out.Packets())
+	e.publishTaps()
 }
 
 // begin starts a segment: whatever stands at the head of each file.
@@ -301,7 +312,9 @@ func (e *engine) rotate() {
 // finish waits for the kernel's last word, so that the last segment can state the loss
 // at the tail, and closes it.
 func (e *engine) finish() error {
-	e.conclude(<-e.final)
+	final := <-e.final
+	e.endTaps(final)
+	e.conclude(final)
 	e.publish()
 	return e.out.Close()
 }

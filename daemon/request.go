@@ -28,6 +28,7 @@ type plan struct {
 	request wire.StartRequest // as in force
 	filter  *filter.Filter
 	exclude []filter.Flow
+	stream  bool // no files: it goes to whoever asked, and ends with the connection
 	once    bool // no hooks or interfaces asked for: each packet once
 	// What the rules decide of the filter only in part, they leave to these, along with
 	// sample and snaplen: nil where they decide alone.

@@ -82,6 +82,7 @@ func Run(ctx context.Context, o Options) error {
 		_ = listener.Close()
 	}
 	d.stopAll()
+	d.events.close()
 	// Answers to calls that wait for a stop go out before the socket closes.
 	grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

@@ -19,6 +19,7 @@ type account struct {
 	destination string
 	file        string
 	force       bool
+	written     bool // the line is in the journal
 	known       bool // capture is the id of a capture that is there
 }
 
@@ -39,7 +40,12 @@ func (a *account) is(c *wire.Capture) {
 
 // audit writes down who did what: one line in the journal, always with the same fields,
 // and, where it was done, an entry in the capture's record. reason says why it was not.
+// A further call for the same call does nothing.
 func (h *Handler) audit(c *call, rt *route, result, reason string) {
+	if c.account.written {
+		return
+	}
+	c.account.written = true
 	by := c.peer.Requester()
 	login := slog.String("login_uid", "")
 	if by.LoginUID != nil {

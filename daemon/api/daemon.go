@@ -43,4 +43,24 @@ type Daemon interface {
 	Explain(ctx context.Context, req wire.StartRequest) (wire.Explain, error)
 	// Status describes the box.
 	Status() wire.Status
+	// Stream copies the packets of a running capture, as pcapng. Via, where it is not nil,
+	// is a TCP connection to keep out of every capture while the stream is open.
+	Stream(ref string, via *wire.Flow) (Live, error)
+	// StartStream begins a capture without files, which ends when the stream is closed.
+	// The request has passed ValidateRequest.
+	StartStream(ctx context.Context, req wire.StartRequest, by wire.Requester, via *wire.Flow) (wire.Capture, Live, error)
+	// Events follows what happens to captures: each piece is one wire.Event as JSON, with
+	// a newline.
+	Events() (Live, error)
+}
+
+// Live is something that is sent as it comes. Next and Close are called by one goroutine.
+type Live interface {
+	// Next waits for the next piece, which is valid until the next call. io.EOF says that
+	// there is no more, ctx's error that it ended first.
+	Next(ctx context.Context) ([]byte, error)
+	// Done is closed when nothing will be added to what can be read already.
+	Done() <-chan struct{}
+	// Close gives back what it holds. It must be called.
+	Close()
 }

@@ -31,6 +31,8 @@ type fakeDaemon struct {
 	dir      string // of the files
 	err      error  // answers every call that can fail
 	panics   bool
+	stays    bool // streams go on until the client leaves
+	live     *fakeLive
 }
 
 var _ Daemon = (*fakeDaemon)(nil)
@@ -121,6 +123,58 @@ func (d *fakeDaemon) Explain(context.Context, wire.StartRequest) (wire.Explain, 
 	return wire.Explain{Ruleset: "table inet capd {}"}, d.err
 }
 func (d *fakeDaemon) Status() wire.Status { return wire.Status{Version: "test", Host: "edge-1"} }
+
+// fakeLive gives its pieces, and then waits or ends.
+type fakeLive struct {
+	pieces []string
+	stays  bool
+	done   chan struct{}
+	closed chan struct{}
+}
+
+func (l *fakeLive) Next(ctx context.Context) ([]byte, error) {
+	if len(l.pieces) > 0 {
+		piece := l.pieces[0]
+		l.pieces = l.pieces[1:]
+		return []byte(piece), nil
+	}
+	if l.stays {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return nil, io.EOF
+}
+func (l *fakeLive) Done() <-chan struct{} { return l.done }
+func (l *fakeLive) Close()                { close(l.closed) }
+
+// newLive makes what the fake answers streams with, and keeps it as d.live.
+func (d *fakeDaemon) newLive() (Live, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return nil, d.err
+	}
+	d.live = &fakeLive{pieces: []string{"one\n", "two\n"}, stays: d.stays, done: make(chan struct{}), closed: make(chan struct{})}
+	return d.live, nil
+}
+
+func (d *fakeDaemon) Stream(ref string, via *wire.Flow) (Live, error) {
+	d.ask("stream %s via %v", ref, via)
+	if _, err := d.find(ref); err != nil {
+		return nil, err
+	}
+	return d.newLive()
+}
+func (d *fakeDaemon) StartStream(ctx context.Context, req wire.StartRequest, by wire.Requester, via *wire.Flow) (wire.Capture, Live, error) {
+	d.ask("start stream via %v", via)
+	capture, err := d.Start(ctx, req, by)
+	if err != nil {
+		return capture, nil, err
+	}
+	live, err := d.newLive()
+	return capture, live, err
+}
+func (d *fakeDaemon) Events() (Live, error) { d.ask("events"); return d.newLive() }
 
 const testID = "0f8c0f8c0f8c0f8c0f8c0f8c0f8c0f8c"
 

@@ -56,6 +56,7 @@ type call struct {
 	r       *http.Request
 	peer    Peer
 	grant   grant
+	route   *route
 	vars    []string // what the pattern's braces matched
 	account account  // for the audit line
 }
@@ -75,6 +76,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	c := &call{w: w, r: r}
 	route, err := h.route(c)
+	c.route = route
 	if err == nil {
 		err = h.admit(c, route)
 	}

@@ -63,6 +63,8 @@ type Options struct {
 	// Finished is called once for each segment, in order, when the file has its final
 	// length and is on stable storage. It runs on a goroutine of the Writer.
 	Finished func(Segment)
+	// Discard throws everything away: there are no files, and Finished is not called.
+	Discard bool
 	// Repair finds the last whole packet of a segment that writing left incomplete.
 	Repair RepairFunc
 }
@@ -169,8 +171,10 @@ func NewWriter(opt Options) (*Writer, error) {
 	w.free = newBlocks(opt.Memory, w.blockSize)
 	w.ops = make(chan op, n+4)
 	w.open()
-	if err := w.seg.create(); err != nil {
-		return nil, err
+	if !opt.Discard {
+		if err := w.seg.create(); err != nil {
+			return nil, err
+		}
 	}
 	go w.run()
 	return w, nil
@@ -296,6 +300,11 @@ func (w *Writer) CommitPacket(ns int64) {
 
 // handOver gives the full current block to the disk goroutine.
 func (w *Writer) handOver() {
+	if w.opt.Discard {
+		w.offset += int64(w.fill)
+		w.fill = 0
+		return
+	}
 	w.ops <- op{kind: opWrite, seg: w.seg, offset: w.offset + int64(w.flushed), data: w.block[w.flushed:w.fill], block: w.block}
 	w.offset += int64(w.fill)
 	w.block, w.fill, w.flushed = nil, 0, 0
@@ -305,6 +314,9 @@ func (w *Writer) handOver() {
 // process costs at most what came later. It does not wait for the disk, and does
 // nothing while the disk is behind: then blocks are being written anyway.
 func (w *Writer) Flush() {
+	if w.opt.Discard {
+		w.dirty = false
+	}
 	if !w.dirty || w.block == nil || len(w.ops) > 0 {
 		return
 	}
@@ -330,6 +342,13 @@ func (w *Writer) Rotate() {
 }
 
 func (w *Writer) finish() {
+	if w.opt.Discard {
+		if w.block != nil {
+			w.free.give(w.block)
+		}
+		w.block = nil
+		return
+	}
 	o := op{kind: opFinish, seg: w.seg, offset: w.offset + int64(w.flushed), block: w.block, length: w.Size()}
 	switch {
 	case w.block == nil:
