@@ -14,6 +14,7 @@ import (
 
 	"capd/ctl/client"
 	"capd/ctl/wire"
+	"capd/nft"
 )
 
 // Main runs capctl with the arguments after the program's name and returns its exit
@@ -31,6 +32,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		zone:    time.Local,
 		signals: notify,
 		devices: "/sys/class/net",
+		nflog:   "/proc/net/netfilter/nfnetlink_log",
 		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second},
 	}
 	return a.run(ctx, args)
@@ -45,6 +47,8 @@ type app struct {
 	zone           *time.Location                         // of the times in tables
 	signals        func() (<-chan os.Signal, func())      // SIGINT and SIGTERM, until the function is called
 	screen         func(io.Writer) (columns int, ok bool) // nil: ask the kernel; tests have terminals of their own
+	probe          func() (nft.Features, error)           // nil: try this kernel; tests have one that is known
+	nflog          string                                 // the list of NFLOG listeners; "" = do not look
 	lookup         lookup                                 // nil: ask the resolver of this machine; tests have names of their own
 	devices        string                                 // where network interfaces are listed
 	timing         timing
@@ -144,7 +148,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	for _, cmd := range []*cobra.Command{
 		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(),
 		a.downloadCommand(), a.verifyCommand(), a.mergeCommand(), a.retryCommand(), a.removeCommand(),
-		a.explainCommand(), a.destinationCommand(),
+		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
 		a.versionCommand(), a.completionCommand(), help,
 	} {
 		root.AddCommand(cmd)

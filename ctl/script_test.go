@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"capd/nft"
 )
 
 // TestScripts runs testdata/*.txt. A script is lines of commands, then files, each after
@@ -169,7 +172,11 @@ func (s *script) run(want int, args []string) {
 		screen:  func(io.Writer) (int, bool) { return s.columns, s.columns > 0 },
 		lookup:  lookupInTest,
 		devices: "devices",
-		timing:  timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
+		nflog:   "nfnetlink_log",
+		probe: func() (nft.Features, error) {
+			return nft.Features{Owner: errors.New("this kernel lacks tables with an owner"), Egress: errors.New("this kernel lacks netdev egress")}, nil
+		},
+		timing: timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
 	}
 	if s.hurried {
 		a.timing.quick = 20 * time.Millisecond

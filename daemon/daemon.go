@@ -384,32 +384,6 @@ func (d *Daemon) Explain(_ context.Context, req wire.StartRequest) (wire.Explain
 	return p.explain(d.config())
 }
 
-// Status describes the daemon (api.Daemon).
-func (d *Daemon) Status() wire.Status {
-	cfg := d.config()
-	st := wire.Status{Version: d.version, Host: d.host, Kernel: d.kernel, Started: wire.Time{Time: d.started}}
-	for _, c := range d.List(true) {
-		switch {
-		case c.Status == wire.StatusDelivering:
-			st.Captures.Delivering++
-		case finished(c.Status):
-			st.Captures.Finished++
-		default:
-			st.Captures.Running++
-		}
-	}
-	st.Features = map[string]bool{}
-	st.Limits = wire.StatusLimits{
-		MaxCaptures: cfg.Limits.MaxCaptures, MaxTimeLimit: cfg.Limits.MaxTimeLimit, MaxByteLimit: cfg.Limits.MaxByteLimit,
-		MaxPacketRate: cfg.Limits.MaxPacketRate,
-		RingSize:      wire.Size(d.shares.ringSize), ReceiveBuffer: wire.Size(d.shares.receiveBuffer),
-	}
-	if total, _, err := d.spool.Space(); err == nil {
-		st.Limits.SpoolSize = cfg.Limits.SpoolSize.Of(wire.Size(total))
-	}
-	return st
-}
-
 func (d *Daemon) config() *config.Config {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -123,7 +123,7 @@ func TestRetirementWaitsForCaptures(t *testing.T) {
 		t.Fatal("it ends though a capture is being started")
 	}
 	d.starting = 0
-	if !ended() || !ended() {
+	if !ended() {
 		t.Fatal("it does not end though nothing runs")
 	}
 	if _, err := d.admit("x"); err == nil {

@@ -144,6 +144,11 @@ func (c *Client) Status(ctx context.Context) (wire.Status, error) {
 	return call[wire.Status](ctx, c, http.MethodGet, wire.PathStatus, nil)
 }
 
+// Doctor returns what capd found where it runs. It does not try destinations.
+func (c *Client) Doctor(ctx context.Context) (wire.Doctor, error) {
+	return call[wire.Doctor](ctx, c, http.MethodGet, wire.PathDoctor, nil)
+}
+
 // Close closes idle connections. The client may be used again.
 func (c *Client) Close() { c.client().CloseIdleConnections() }
 

@@ -76,7 +76,7 @@ func Check(message, armored []byte, namespace string) (ssh.PublicKey, error) {
 		Hash                               []byte
 	}{blob.Namespace, blob.Reserved, blob.HashAlgorithm, hash})
 	if err := key.Verify(append([]byte(magic), signed...), &signature); err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return key, nil
 }

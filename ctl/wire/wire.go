@@ -317,36 +317,6 @@ type Explain struct {
 	Warnings []Warning `json:"warnings"`
 }
 
-// Status answers GET /v1/status.
-type Status struct {
-	Version  string          `json:"version"`
-	Host     string          `json:"host"`
-	Kernel   string          `json:"kernel"`
-	Started  Time            `json:"started"`
-	Captures StatusCaptures  `json:"captures"`
-	Features map[string]bool `json:"features"`
-	Limits   StatusLimits    `json:"limits"`
-}
-
-// StatusCaptures counts captures by what they are doing.
-type StatusCaptures struct {
-	Running    int `json:"running"`
-	Delivering int `json:"delivering"`
-	Finished   int `json:"finished"`
-}
-
-// StatusLimits repeats the limits in force.
-type StatusLimits struct {
-	MaxCaptures    int     `json:"max_captures"`
-	MaxTimeLimit   Seconds `json:"max_time_limit"`
-	MaxByteLimit   Size    `json:"max_byte_limit"`
-	MaxPacketRate  uint64  `json:"max_packet_rate"`
-	SpoolSize      Size    `json:"spool_size"`
-	ReceiveBuffer  Size    `json:"receive_buffer"`
-	RingSize       Size    `json:"ring_size"`
-	GroupsPerStart int     `json:"groups"`
-}
-
 // ErrorBody is every answer that is not a success.
 type ErrorBody struct {
 	Error Error `json:"error"`
@@ -434,6 +404,7 @@ const (
 	PathDestinations = "/v1/destinations"
 	PathExplain      = "/v1/explain"
 	PathStatus       = "/v1/status"
+	PathDoctor       = "/v1/doctor"
 	PathMetrics      = "/metrics"
 	PathEvents       = "/v1/events"
 	PathStream       = "/v1/stream"

@@ -31,6 +31,7 @@ func (h *Handler) captureRoutes() []route {
 		{method: http.MethodPost, pattern: at(wire.PathDestinations + "/{name}/check"), needs: rightStart, does: "check destinations", audit: "check", serve: h.check},
 		{method: http.MethodPost, pattern: at(wire.PathExplain), needs: rightView, does: "explain captures", serve: h.explain},
 		{method: http.MethodGet, pattern: at(wire.PathStatus), needs: rightView, does: "see the status", serve: h.status},
+		{method: http.MethodGet, pattern: at(wire.PathDoctor), needs: rightView, does: "see the status", serve: h.doctor},
 	}
 }
 
@@ -302,5 +303,13 @@ func (h *Handler) status(c *call) error {
 		return err
 	}
 	answer(c, http.StatusOK, h.daemon.Status())
+	return nil
+}
+
+func (h *Handler) doctor(c *call) error {
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	answer(c, http.StatusOK, h.daemon.Doctor())
 	return nil
 }

@@ -43,6 +43,9 @@ type Daemon interface {
 	Explain(ctx context.Context, req wire.StartRequest) (wire.Explain, error)
 	// Status describes the box.
 	Status() wire.Status
+	// Doctor looks at everything here that a capture needs; destinations are
+	// CheckDestination's.
+	Doctor() wire.Doctor
 	// Stream copies the packets of a running capture, as pcapng. Via, where it is not nil,
 	// is a TCP connection to keep out of every capture while the stream is open.
 	Stream(ref string, via *wire.Flow) (Live, error)

@@ -122,6 +122,9 @@ func (d *fakeDaemon) Explain(context.Context, wire.StartRequest) (wire.Explain, 
 	d.ask("explain")
 	return wire.Explain{Ruleset: "table inet capd {}"}, d.err
 }
+func (d *fakeDaemon) Doctor() wire.Doctor {
+	return wire.Doctor{OK: true, Findings: []wire.Finding{{ID: "clock", Level: wire.LevelOK, Message: "set"}}}
+}
 func (d *fakeDaemon) Status() wire.Status { return wire.Status{Version: "test", Host: "edge-1"} }
 
 // fakeLive gives its pieces, and then waits or ends.
