@@ -51,6 +51,7 @@ var exits = map[string]struct {
 	wire.CodeUnsupported:            {exitFailed, ""},
 	wire.CodeUnavailable:            {exitFailed, "journalctl -u capd"},
 	wire.CodeStopping:               {exitUnreachable, "systemctl status capd"},
+	wire.CodeInterrupted:            {exitDelivery, "capctl show CAPTURE tells what was lost"},
 	wire.CodeInternal:               {exitFailed, "journalctl -u capd"},
 }
 

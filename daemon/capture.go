@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"capd/ctl/wire"
@@ -25,6 +26,10 @@ type record struct {
 	Capture  wire.Capture `json:"capture"`
 	Ruleset  string       `json:"ruleset"`
 	Manifest string       `json:"manifest,omitempty"` // "", spooled or delivered
+	// InMemory: what is not delivered goes with the process.
+	InMemory bool `json:"in_memory,omitempty"`
+	// Gone: something that was to be delivered is on this box no more.
+	Gone bool `json:"gone,omitempty"`
 }
 
 // capture is one capture from its request to its end.
@@ -41,6 +46,10 @@ type capture struct {
 	ownNoted int             // connections of capd itself that were left out; under mu
 	queued   map[string]bool // files that the delivery queue has; under mu
 	queueing sync.WaitGroup  // goroutines that hand files over
+
+	trimming sync.WaitGroup // goroutines that keep the ring's length
+	refused  refusal        // the engine's
+	giving   atomic.Bool    // a segment under delivery is being given up, to make room
 
 	saving  sync.Mutex    // orders writes of the record
 	removed bool          // there is no record any more; under saving
@@ -121,9 +130,9 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	}
 	enc := newEncoder(c.id, p, d)
 	options := spool.Options{
-		Dir: d.spool.Folder(c.id), Segment: seal.segments(p.request.Format),
-		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
-		Admit: d.admitBytes, Release: d.spool.Release,
+		Create: c.create, Segment: seal.segments(p.request.Format),
+		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize), Ahead: d.mayAllocate,
+		Admit: c.admit, Release: d.spool.Release,
 		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
 	}
 	if p.stream {
@@ -140,6 +149,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	r.engine = &engine{
 		source: r.reader, out: out, enc: enc, sel: p.selection(&d.links),
 		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
+		ring:        int64(*p.request.Ring),
 		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
 		stop: r.stop, opened: c.segmentOpened, final: r.final, drained: make(chan struct{}),
 	}
@@ -219,6 +229,7 @@ func (c *capture) supervise(r *running) {
 		note(err)
 	}
 	c.d.shares.give(r.share)
+	c.trimming.Wait()
 
 	c.mu.Lock()
 	rec := &c.record.Capture
@@ -229,8 +240,11 @@ func (c *capture) supervise(r *running) {
 	rec.Packets.Lost += lost
 	rec.Packets.LostBy.Write = lost
 	rec.Bytes.Captured, rec.Bytes.Written = r.engine.live.bytes.Load(), 0
-	for _, f := range rec.Files {
+	for f := range filesHere(rec) {
 		rec.Bytes.Written += f.Bytes
+	}
+	if rec.Removed != nil {
+		rec.Bytes.Written += rec.Removed.Bytes
 	}
 	rec.Stopped, rec.StopReason = stopped, why.reason
 	if rec.Stream {
@@ -240,7 +254,7 @@ func (c *capture) supervise(r *running) {
 		c.warnLocked(*warning)
 	}
 	if problem != nil {
-		rec.Error = &wire.Problem{Code: problemCode(why), Message: problem.Error()}
+		rec.Error = stopProblem(why, problem)
 	}
 	if rec.Destination != "" {
 		rec.Status = wire.StatusDelivering
@@ -278,7 +292,8 @@ func settle(kernel nft.Counters, known bool, r *running) (wire.Packets, *wire.Wa
 		}
 		matched += max(counted, told)
 	}
-	p.Lost = p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode
+	p.LostBy.Spool = r.engine.live.lost.Load()
+	p.Lost = p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Spool
 	if !known {
 		return p, &wire.Warning{Code: "counters_unknown", Message: "the kernel's counters could not be read at the stop: matched is not known"}
 	}
@@ -342,6 +357,7 @@ func (c *capture) segmentFinished(s spool.Segment) {
 	c.mu.Unlock()
 	c.saveOrLog()
 	c.d.deliver(c)
+	c.trimLater()
 }
 
 func wireFile(s spool.Segment) wire.File {
@@ -384,7 +400,8 @@ func (c *capture) snapshot() wire.Capture {
 		p.LostBy.Sequence += g.Gaps
 		p.LostBy.Decode += g.Malformed
 	}
-	p.Lost = p.LostBy.Sequence + p.LostBy.Decode
+	p.LostBy.Spool = live.lost.Load()
+	p.Lost = p.LostBy.Sequence + p.LostBy.Decode + p.LostBy.Spool
 	p.Captured, p.Discarded = live.captured.Load(), live.discarded.Load()
 	leftOut := live.sampledOut.Load()
 	if kernel, err := c.d.table.Counters(c.id); err == nil {
@@ -430,16 +447,18 @@ func startProblem(err error) error {
 	if errors.As(err, &we) {
 		return err
 	}
-	status, code := 500, wire.CodeInternal
 	if w := writeFailure(err); w.reason == wire.StopNoSpace {
-		status, code = 507, wire.CodeNoSpace
+		return &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: fmt.Sprintf("start capture: %v", err), Hint: noSpaceHint}
 	}
-	return &wire.Error{Status: status, Code: code, Message: fmt.Sprintf("start capture: %v", err)}
+	return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: fmt.Sprintf("start capture: %v", err)}
 }
 
-func problemCode(why stopping) string {
+// stopProblem tells why a capture ended otherwise than it was asked to.
+func stopProblem(why stopping, err error) *wire.Problem {
 	if why.reason == wire.StopNoSpace {
-		return wire.CodeNoSpace
+		return &wire.Problem{Code: wire.CodeNoSpace, Message: err.Error(), Hint: noSpaceHint}
 	}
-	return wire.CodeInternal
+	return &wire.Problem{Code: wire.CodeInternal, Message: err.Error()}
 }
+
+const noSpaceHint = "make room (capctl list --all, capctl rm CAPTURE), raise limits.spool_size, or keep the newest files only (--ring N)"

@@ -88,8 +88,7 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	defer release()
 	if !p.stream {
 		if err := d.admitBytes(1); err != nil {
-			return nil, nil, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(),
-				Hint: "make room, or remove finished captures: capctl list --all, capctl rm CAPTURE"}
+			return nil, nil, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(), Hint: noSpaceHint}
 		}
 		d.spool.Release(1)
 	}
@@ -106,6 +105,7 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 		ID: id, Host: d.host, Status: wire.StatusPending, Stream: p.stream, StartRequest: p.request,
 		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: p.warnings(),
 	}
+	c.record.InMemory = d.spool.InMemory() && !p.stream
 	c.tell(wire.EventStarted)
 	var r *running
 	if err = d.beginRenewing(); err != nil {

@@ -40,7 +40,7 @@ func (d *Daemon) deliver(c *capture) {
 	var failed *wire.File
 	for i, f := range rec.Files {
 		switch f.Status {
-		case wire.FileDelivered:
+		case wire.FileDelivered, wire.FileRemoved:
 		case wire.FileFailed:
 			failed = &rec.Files[i]
 		default:
@@ -167,7 +167,7 @@ func (c *capture) delivered(name string, u deliver.Update) {
 			rec.Bytes.Delivered += rec.Files[i].Bytes
 		}
 		c.tellLocked(wire.EventFile, &rec.Files[i])
-	} else {
+	} else if name == wire.ManifestName || name == wire.SignatureName {
 		c.noteClosingFile(name, u)
 	}
 	c.mu.Unlock()
@@ -183,6 +183,9 @@ func (c *capture) delivered(name string, u deliver.Update) {
 
 // noteDelivery brings a file's entry up to date.
 func noteDelivery(f *wire.File, u deliver.Update) {
+	if f.Status == wire.FileRemoved && u.State != deliver.StateDelivered {
+		return // given up meanwhile
+	}
 	f.Attempts, f.NextAttempt = u.Attempts, nil
 	switch u.State {
 	case deliver.StateSending:
@@ -230,6 +233,14 @@ func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
 		c.mu.Unlock()
 		return wire.Capture{}, &wire.Error{Status: http.StatusConflict, Code: wire.CodeConflict,
 			Message: "the capture has no destination", Hint: "fetch its files: capctl download " + c.id[:8]}
+	}
+	if c.record.Gone {
+		message := "what is not delivered is not on this box any more"
+		if rec.Error != nil {
+			message = rec.Error.Message
+		}
+		c.mu.Unlock()
+		return wire.Capture{}, &wire.Error{Status: http.StatusConflict, Code: wire.CodeConflict, Message: message, Hint: "there is nothing left to deliver: capctl rm --force " + c.id[:8]}
 	}
 	if rec.Status == wire.StatusFailed && c.record.Manifest != manifestDelivered {
 		rec.Status, rec.Completed, rec.Error = wire.StatusDelivering, nil, nil

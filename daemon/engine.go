@@ -38,6 +38,7 @@ type engine struct {
 
 	packetLimit uint64 // 0 = none
 	byteLimit   int64
+	ring        int64 // segments kept, which byteLimit is for; 0 = all
 	segmentSize int64
 	segmentTime time.Duration // 0 = by size only
 	timeLimit   time.Time
@@ -75,15 +76,16 @@ type counts struct {
 	captured   uint64
 	discarded  uint64
 	sampledOut uint64 // by the selection, not by the kernel
+	lost       uint64 // the spool had no room
 	bytes      uint64 // captured bytes of packets
 }
 
 // packets is how many packets have come.
-func (c *counts) packets() uint64 { return c.captured + c.discarded + c.sampledOut }
+func (c *counts) packets() uint64 { return c.captured + c.discarded + c.sampledOut + c.lost }
 
 // liveCounts is counts for other goroutines, plus the file length.
 type liveCounts struct {
-	captured, discarded, sampledOut, bytes, written, filePackets atomic.Uint64
+	captured, discarded, sampledOut, lost, bytes, written, filePackets atomic.Uint64
 
 	beats atomic.Uint64 // rounds of the loop, at least one every beatEvery
 }
@@ -142,18 +144,25 @@ func (e *engine) drain() {
 	e.source.Wake()
 }
 
-// packet takes one packet to its file, or counts it as sampled out or discarded.
+// packet takes one packet to its file, or counts it as sampled out, discarded or lost.
 func (e *engine) packet(p *ring.Packet) {
 	fate := refused // what comes after a limit
 	if !e.ended {
 		fate = e.sel.judge(p)
 	}
-	if fate != wanted || !e.keep(p) {
-		if fate == sampledOut {
-			e.count.sampledOut++
-		} else {
-			e.count.discarded++
-		}
+	if fate == wanted {
+		fate = e.keep(p)
+	}
+	switch fate {
+	case refused:
+		e.count.discarded++
+	case sampledOut:
+		e.count.sampledOut++
+	case unroomed:
+		e.count.lost++
+		e.enc.unplaced++
+	}
+	if fate != wanted {
 		e.enc.unplaced += p.Dropped
 		e.untold(p.Dropped)
 	}
@@ -165,29 +174,41 @@ func (e *engine) packet(p *ring.Packet) {
 	}
 }
 
-// keep encodes a packet into the current segment, after making room for it. It tells
-// whether it did: a packet that the link type cannot express, or that comes when a limit
-// is reached, is discarded.
-func (e *engine) keep(p *ring.Packet) bool {
-	err := e.out.Err()
-	if err == nil {
-		err = e.out.Full()
-	}
-	if err != nil {
+// keep encodes a packet into the current segment, after making room for it. What the
+// link type cannot express, and what comes when a limit is reached, is refused.
+func (e *engine) keep(p *ring.Packet) verdict {
+	if err := e.out.Err(); err != nil {
 		e.end(writeFailure(err))
-		return false
+		return refused
 	}
 	size, ok := e.enc.prepare(p)
 	if !ok {
-		return false
+		return refused
 	}
-	if e.out.Size()+int64(size+e.enc.closing()) > e.segmentSize && e.out.Packets() > 0 && e.mayRotate(size) {
+	if e.out.Packets() > 0 && e.out.Size()+int64(size+e.enc.closing()) > e.segmentSize {
+		if !e.mayRotate(e.enc.alone()) {
+			e.end(stopping{reason: wire.StopByteLimit})
+			return refused
+		}
 		e.rotate()
 		size, _ = e.enc.prepare(p)
 	}
-	if e.closed+e.out.Size()+int64(size+e.enc.closing()) > e.byteLimit {
-		e.end(stopping{reason: wire.StopByteLimit})
-		return false
+	need := size + e.enc.closing()
+	if e.out.Size()+int64(need) > e.room() {
+		if e.ring == 0 {
+			e.end(stopping{reason: wire.StopByteLimit})
+		} // else it alone is larger than a segment of this ring may be
+		return refused
+	}
+	if err := e.out.Room(need); err != nil {
+		if !errors.Is(err, errNoRoomNow) {
+			e.end(writeFailure(err))
+			return refused
+		}
+		if e.out.Packets() > 0 && e.mayRotate(e.enc.alone()) {
+			e.rotate() // what is there can go out, and make room
+		}
+		return unroomed
 	}
 	n := e.enc.encode(e.out.Reserve(size))
 	e.out.CommitPacket(p.Time)
@@ -199,7 +220,15 @@ func (e *engine) keep(p *ring.Packet) bool {
 	if e.count.captured == e.packetLimit {
 		e.end(stopping{reason: wire.StopPacketLimit})
 	}
-	return true
+	return wanted
+}
+
+// room is how long the current segment may become, in bytes.
+func (e *engine) room() int64 {
+	if e.ring > 0 {
+		return e.byteLimit / e.ring
+	}
+	return e.byteLimit - e.closed
 }
 
 // end asks for the capture's end, once; from here on packets are discarded.
@@ -234,7 +263,7 @@ func (e *engine) clocks(now time.Time) {
 	e.publish()
 	if !e.tick.IsZero() && !now.Before(e.tick) {
 		e.tick = time.Time{}
-		if e.segmentTime > 0 && !e.ended && e.out.Packets() > 0 && now.Sub(e.out.Opened()) >= e.segmentTime && e.mayRotate(0) {
+		if e.segmentTime > 0 && !e.ended && e.out.Packets() > 0 && now.Sub(e.out.Opened()) >= e.segmentTime && e.mayRotate(e.enc.empty()) {
 			e.rotate()
 		}
 		e.out.Flush()
@@ -275,6 +304,7 @@ func (e *engine) publish() {
 	e.live.captured.Store(e.count.captured)
 	e.live.discarded.Store(e.count.discarded)
 	e.live.sampledOut.Store(e.count.sampledOut)
+	e.live.lost.Store(e.count.lost)
 	e.live.bytes.Store(e.count.bytes)
 	e.live.written.Store(uint64(e.closed + e.out.Size()))
 	e.live.filePackets.Store(e.out.Packets())
@@ -296,10 +326,10 @@ func (e *engine) conclude(f finalCounts) {
 	}
 }
 
-// mayRotate tells whether the byte limit has room for another segment's head and tail
-// and a record of size bytes.
+// mayRotate tells whether the byte limit has room for another segment of so many bytes.
 func (e *engine) mayRotate(size int) bool {
-	return e.closed+e.out.Size()+int64(size+e.enc.header()+2*e.enc.closing()) <= e.byteLimit
+	e.enc.undescribe() // what is prepared goes into the other segment, if anywhere
+	return e.ring > 0 || e.out.Size()+int64(e.enc.closing()+size) <= e.room()
 }
 
 func (e *engine) rotate() {

@@ -117,7 +117,7 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 	dir := t.TempDir()
 	var names []string
 	out, err := spool.NewWriter(spool.Options{
-		Dir: dir, Segment: (*sealing)(nil).segments(p.request.Format), Memory: memory.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
+		Create: spool.InFolder(dir), Segment: (*sealing)(nil).segments(p.request.Format), Memory: memory.Bytes(), SegmentSize: int64(*p.request.SegmentSize),
 		Finished: func(spool.Segment) {}, Repair: repairer(p.request.Format),
 	})
 	if err != nil {
@@ -370,6 +370,11 @@ func TestEngineLimitsAreExact(t *testing.T) {
 					got := readBack(t, o, format)
 					if o.bytes > int64(limit) || !slices.Equal(got.numbers, firstNumbers(len(got.numbers))) {
 						t.Errorf("limit %d, segments of %d: %d bytes, packets %v", limit, size, o.bytes, got.numbers)
+					}
+					for i, bytes := range o.sizes {
+						if bytes > int64(size) && got.perFile[i] > 1 {
+							t.Errorf("limit %d, segments of %d: file %d has %d bytes", limit, size, i, bytes)
+						}
 					}
 					if int64(limit) >= whole.bytes && (len(got.numbers) < len(packets) || o.why != "") {
 						t.Errorf("limit %d, segments of %d: %d packets, %s, although all need %d bytes", limit, size, len(got.numbers), o.why, whole.bytes)

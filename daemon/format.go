@@ -258,6 +258,23 @@ func (e *encoder) closing() int {
 	return len(e.ifaces) * statisticsSize
 }
 
+// alone is the length of a file that holds nothing but the prepared packet.
+func (e *encoder) alone() int {
+	if e.classic {
+		return e.header() + e.packet.ClassicSize()
+	}
+	return e.header() + e.ifaces[e.current].description.Size() + e.packet.Size() + statisticsSize
+}
+
+// empty is the length of a file without packets.
+func (e *encoder) empty() int {
+	if e.classic {
+		return e.header()
+	}
+	d := e.nobody()
+	return e.header() + d.Size() + statisticsSize
+}
+
 // statisticsSize is the length of what statistics makes: every count, both times.
 var statisticsSize = func() int {
 	s := pcapng.Statistics{Start: 1, End: 1}

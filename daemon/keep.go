@@ -2,13 +2,16 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"capd/ctl/wire"
+	"capd/daemon/spool"
 )
 
 // admitBytes grants a capture n more bytes of the spool, within limits.spool_size and
-// limits.min_free_space.
+// limits.min_free_space, which are shares of its file system, or of memory.
 func (d *Daemon) admitBytes(n int64) error {
 	total, _, err := d.spool.Space()
 	if err != nil {
@@ -38,4 +41,44 @@ func (d *Daemon) expireLater(c *capture, completed time.Time) {
 			c.log.Info("capture is forgotten, its retention is over")
 		}
 	})
+}
+
+// mayAllocate tells whether a segment of n bytes may be allocated before it is filled: it
+// must not take the space that limits.min_free_space keeps free.
+func (d *Daemon) mayAllocate(n int64) bool {
+	if d.spool.InMemory() {
+		return false // memory is taken as it is needed
+	}
+	total, free, err := d.spool.Space()
+	return err == nil && free-n > int64(d.config().Limits.MinFreeSpace.Of(wire.Size(total)))
+}
+
+// refusal remembers for a moment that there was no room, so that a flood does not ask for
+// each packet.
+type refusal struct {
+	until time.Time
+	err   error
+}
+
+const refusalLasts = 10 * time.Millisecond
+
+// errNoRoomNow is admit's where room may come: until then packets are lost, and the
+// capture goes on.
+var errNoRoomNow = errors.New("the spool has no room at the moment")
+
+// admit grants the capture n more bytes of the spool (spool.Options.Admit). A ring lets
+// its oldest segments go for that. Only the engine calls it.
+func (c *capture) admit(n int64) error {
+	if c.refused.err != nil && time.Now().Before(c.refused.until) {
+		return c.refused.err
+	}
+	err := c.d.admitBytes(n)
+	for errors.Is(err, spool.ErrFull) && c.length() > 0 && c.letGo(false) {
+		err = c.d.admitBytes(n)
+	}
+	if errors.Is(err, spool.ErrFull) && (c.d.spool.InMemory() || c.giveUpDelivery()) {
+		err = fmt.Errorf("%w: %w", errNoRoomNow, err)
+	}
+	c.refused = refusal{time.Now().Add(refusalLasts), err}
+	return err
 }

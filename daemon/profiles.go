@@ -43,8 +43,11 @@ func CheckConfig(cfg *config.Config) error {
 			refuse(c.File, c.Line, "encrypt_to", "destination %s: %v", name, err)
 		}
 	}
-	if cfg.Spool.Kind == config.SpoolMemory {
-		refuse("capd.toml", 0, "spool.kind", "keeping segments in memory is not built into this version")
+	if least := wire.Size(cfg.Limits.MaxCaptures * leastRing); cfg.Ring.Size > 0 && cfg.Ring.Size < least {
+		refuse("capd.toml", 0, "ring.size", "%s is too little for limits.max_captures = %d: write at least %d, or fewer captures", cfg.Ring.Size, cfg.Limits.MaxCaptures, least)
+	}
+	if least := wire.Size(cfg.Limits.MaxCaptures * leastRecv); cfg.Ring.ReceiveBuffer > 0 && cfg.Ring.ReceiveBuffer < least {
+		refuse("capd.toml", 0, "ring.receive_buffer", "%s is too little for limits.max_captures = %d: write at least %d, or fewer captures", cfg.Ring.ReceiveBuffer, cfg.Limits.MaxCaptures, least)
 	}
 	if cfg.Daemon.MetricsListen != "" || cfg.Daemon.MetricsFile != "" {
 		refuse("capd.toml", 0, "daemon.metrics_listen", "metrics are not built into this version")

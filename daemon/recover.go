@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 
@@ -27,8 +29,12 @@ func (d *Daemon) recover() error {
 		c := &capture{id: id, d: d, log: d.log.With("capture", id), record: *rec, halted: make(chan struct{})}
 		close(c.halted)
 		rc := &c.record.Capture
+		c.missing()
 		if rc.Status == wire.StatusPending || rc.Status == wire.StatusRunning {
 			c.interrupted()
+		} else if c.record.Gone && !finished(rc.Status) {
+			c.endGone()
+			c.saveOrLog()
 		} else if finished(rc.Status) && rc.Completed != nil {
 			d.expireLater(c, rc.Completed.Time)
 		}
@@ -72,20 +78,84 @@ func (c *capture) interrupted() {
 		rec.Files = append(rec.Files, f)
 	}
 	rec.Packets = wire.Packets{}
-	rec.Bytes = wire.Bytes{}
-	for _, f := range rec.Files {
+	rec.Bytes = wire.Bytes{Delivered: rec.Bytes.Delivered}
+	for f := range filesHere(rec) {
 		rec.Packets.Captured += f.Packets
 		rec.Bytes.Written += f.Bytes
 	}
+	if r := rec.Removed; r != nil {
+		rec.Packets.Captured += r.Packets
+		rec.Bytes.Written += r.Bytes
+	}
 	rec.Stopped, rec.StopReason = now(), wire.StopInterrupted
+	rest := "the files end with the last packet that reached the disk"
+	if c.record.InMemory {
+		rest = "what it held in memory is lost"
+		c.record.Gone = true
+	}
 	rec.Warnings = append(rec.Warnings, wire.Warning{Code: "interrupted",
-		Message: fmt.Sprintf("capd was killed while the capture ran: the files end with the last packet that reached the disk, and what was matched and lost is not known; capd %s took it up again", c.d.version)})
-	if rec.Destination != "" {
+		Message: fmt.Sprintf("capd was killed while the capture ran: %s, and what was matched and lost is not known; capd %s took it up again", rest, c.d.version)})
+	switch {
+	case c.record.Gone:
+		c.endGone()
+	case rec.Destination != "":
 		rec.Status = wire.StatusDelivering
-	} else {
+	default:
 		c.finishLocked()
 	}
 	c.saveOrLog()
+}
+
+// missing notes the files that the record counts on and that are not here: those that a
+// ring let go just before a kill, and, with a spool in memory, all that was not delivered.
+func (c *capture) missing() {
+	rec := &c.record.Capture
+	var gone []string
+	for i := range rec.Files {
+		f := &rec.Files[i]
+		if !here(f) {
+			continue
+		}
+		_, err := c.d.fileSize(c.id, f.Name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		f.Status = wire.FileRemoved
+		gone = append(gone, f.Name)
+		if c.length() > 0 && !c.record.InMemory {
+			continue // its turn had come
+		}
+		c.record.Gone = true
+		f.Error = "it is not on this box any more, and was not delivered"
+		if c.record.InMemory {
+			f.Error = "it was in memory only when capd ended, and is lost"
+		}
+		c.log.Error("a segment is lost", "file", f.Name, "packets", f.Packets, "err", f.Error)
+	}
+	for _, name := range gone {
+		if f := c.fileLocked(name); f != nil {
+			c.countRemovedLocked(f)
+		}
+	}
+	if len(gone) > 0 && finished(rec.Status) {
+		c.saveOrLog()
+	}
+}
+
+// endGone ends a capture of which something is lost for good. No manifest is delivered:
+// where one is, a capture is whole.
+func (c *capture) endGone() {
+	rec := &c.record.Capture
+	var packets uint64
+	if rec.Removed != nil {
+		packets = rec.Removed.Packets
+	}
+	rec.Error = &wire.Problem{Code: wire.CodeInterrupted, Hint: "the files that were delivered before are whole",
+		Message: fmt.Sprintf("capd ended before everything was delivered, and the rest was in memory only: %d packets in closed files are lost, and what the open one held", packets)}
+	if !c.record.InMemory {
+		rec.Error.Message = fmt.Sprintf("files with %d packets are not on this box any more, and were not delivered", packets)
+	}
+	c.finishLocked()
 }
 
 // cutFile takes up a compressed or sealed segment that a kill has cut. What it holds can

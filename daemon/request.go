@@ -40,7 +40,7 @@ func newPlan(req wire.StartRequest, cfg *config.Config) (*plan, error) {
 	p := &plan{request: req}
 	r := &p.request
 	for _, step := range []func(*plan, *config.Config) *wire.Error{
-		(*plan).fillType, (*plan).fillHooks, (*plan).fillLimits, (*plan).fillFormat, (*plan).compile, (*plan).checkDestination,
+		(*plan).fillType, (*plan).fillHooks, (*plan).fillRing, (*plan).fillLimits, (*plan).fillFormat, (*plan).compile, (*plan).checkDestination,
 	} {
 		if err := step(p, cfg); err != nil {
 			return nil, err
@@ -106,6 +106,49 @@ func (p *plan) fillLimits(cfg *config.Config) *wire.Error {
 	return nil
 }
 
+// fillRing chooses segment_size and byte_limit so that a ring fits: with a ring, byte_limit
+// bounds the files that are kept at a time, and ends no capture.
+func (p *plan) fillRing(cfg *config.Config) *wire.Error {
+	r := &p.request
+	if r.SegmentSize == nil || *r.SegmentSize == 0 {
+		// A destination that is not there is refused by checkDestination.
+		if size := cfg.Destinations[r.Destination].SegmentSize; size > 0 {
+			r.SegmentSize = &size
+		}
+	}
+	if r.Ring == nil {
+		r.Ring = ptr(uint32(0))
+	}
+	n := wire.Size(*r.Ring)
+	if n == 0 {
+		return nil
+	}
+	sized := r.SegmentSize != nil && *r.SegmentSize != 0
+	size := wire.Size(defaultSegmentSize)
+	if sized {
+		size = min(*r.SegmentSize, maxSegmentSize)
+	}
+	if r.ByteLimit == nil || *r.ByteLimit == 0 {
+		if n*size > cfg.Limits.MaxByteLimit {
+			return beyond("ring", fmt.Sprintf("%d segments of %s are more than this box allows (limits.max_byte_limit = %s)", n, size, cfg.Limits.MaxByteLimit),
+				"ask for fewer, or smaller ones (segment_size)")
+		}
+		r.ByteLimit = ptr(n * size)
+	} else if n*size > *r.ByteLimit {
+		size = *r.ByteLimit / n
+		if sized || size < minRingSegment {
+			return invalid("ring", fmt.Sprintf("%d segments do not fit into the byte_limit of %s, which bounds what a ring keeps", n, *r.ByteLimit),
+				"ask for fewer or smaller segments (segment_size), or a higher byte_limit")
+		}
+	}
+	r.SegmentSize = &size
+	return nil
+}
+
+// minRingSegment is the least segment that a ring is cut into, in bytes: one packet of any
+// length fits.
+const minRingSegment = 128 << 10
+
 func (p *plan) fillFormat(*config.Config) *wire.Error {
 	r := &p.request
 	if r.Format == "" {
@@ -137,17 +180,12 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	if r.SegmentTime == nil {
 		r.SegmentTime = ptr(wire.Seconds(0))
 	}
-	if r.Ring == nil {
-		r.Ring = ptr(uint32(0))
-	}
 	// What this version does not do is refused, never ignored.
 	switch {
 	case r.HeadersOnly:
 		return unsupported("headers_only", "cutting at the payload is not built into this version", "use snaplen")
 	case r.Annotate:
 		return unsupported("annotate", "annotations are not built into this version", "leave annotate out")
-	case *r.Ring != 0:
-		return unsupported("ring", "keeping the newest segments only is not built into this version", "use byte_limit")
 	case r.OnOverload == wire.OverloadStop:
 		return unsupported("on_overload", "stopping at an overload is not built into this version", `use "sample"`)
 	}

@@ -124,7 +124,7 @@ func open(o Options) (*Daemon, error) {
 		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0), retired: make(chan struct{}),
 	}
 	var err error
-	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir()); err != nil {
+	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir(), cfg.Spool.Kind == config.SpoolMemory); err != nil {
 		return nil, err
 	}
 	if d.shares, err = sizeShares(cfg); err != nil {

@@ -33,6 +33,7 @@ const (
 	wanted verdict = iota
 	refused
 	sampledOut
+	unroomed // wanted, but the spool has no room: the engine's own verdict
 )
 
 // judge takes a packet through filter and sample.

@@ -34,13 +34,19 @@ func checkCounts(t *testing.T, c wire.Capture) {
 	if *p.Matched != p.Captured+p.Lost+p.Discarded {
 		t.Errorf("matched %d ≠ captured %d + lost %d + discarded %d", *p.Matched, p.Captured, p.Lost, p.Discarded)
 	}
-	if sum := p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Write; sum != p.Lost {
+	if sum := p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Write + p.LostBy.Spool; sum != p.Lost {
 		t.Errorf("lost %d, but its parts %+v add up to %d", p.Lost, p.LostBy, sum)
 	}
 	var inFiles, bytes uint64
 	for _, f := range c.Files {
-		inFiles += f.Packets
-		bytes += f.Bytes
+		if f.Status != wire.FileRemoved {
+			inFiles += f.Packets
+			bytes += f.Bytes
+		}
+	}
+	if c.Removed != nil {
+		inFiles += c.Removed.Packets
+		bytes += c.Removed.Bytes
 	}
 	if inFiles != p.Captured || bytes != c.Bytes.Written {
 		t.Errorf("the files hold %d packets in %d bytes, the capture says %d in %d", inFiles, bytes, p.Captured, c.Bytes.Written)

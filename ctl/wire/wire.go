@@ -151,7 +151,8 @@ type Capture struct {
 	RequestedBy Requester `json:"requested_by"`
 	Packets     Packets   `json:"packets"`
 	Bytes       Bytes     `json:"bytes"`
-	Files       []File    `json:"files"`
+	Files       []File    `json:"files"`             // of removed ones only the newest RemovedListed
+	Removed     *Removed  `json:"removed,omitempty"` // nil: every file is listed
 	Warnings    []Warning `json:"warnings"`
 	Error       *Problem  `json:"error,omitempty"`
 	Actions     []Action  `json:"actions,omitempty"` // not in lists
@@ -165,6 +166,19 @@ type Action struct {
 	By     Requester `json:"by"`
 	File   string    `json:"file,omitempty"` // that was read
 	Result string    `json:"result"`         // ok; cut: the reader went away before the end
+}
+
+// RemovedListed is how many removed files a capture lists; Removed counts all of them.
+const RemovedListed = 100
+
+// Removed sums up the files with status FileRemoved: what a ring (StartRequest.Ring) let
+// go before it was delivered, and what was lost with a spool in memory. Their packets are
+// captured packets all the same: Packets.Captured is what the other files hold and
+// Removed.Packets together, and Bytes.Written likewise.
+type Removed struct {
+	Files   uint64 `json:"files"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }
 
 // Requester is who asked for a capture, from the socket's peer credentials.
@@ -196,6 +210,7 @@ type LostBy struct {
 	Tail     uint64 `json:"tail"`             // counted by the rule, never numbered or after the last number
 	Decode   uint64 `json:"decode,omitempty"` // arrived malformed
 	Write    uint64 `json:"write,omitempty"`  // captured, but the file could not be written
+	Spool    uint64 `json:"spool,omitempty"`  // the spool in memory had no room
 }
 
 // Bytes counts bytes: packet bytes captured, file bytes written, file bytes delivered.
@@ -392,6 +407,7 @@ const (
 	CodeDestinationRefused     = "destination_refused"     // 422 at a check; credentials, rights, host key
 	CodeDestinationExists      = "destination_exists"      // the name is there with other contents
 	CodeLimit                  = "limit_reached"           // 429: max_captures and the like
+	CodeInterrupted            = "interrupted"             // in a capture's error: capd ended, and what was in memory is lost
 	CodeInternal               = "internal"                // 500
 	CodeUnavailable            = "unavailable"             // 503: the kernel lacks something
 	CodeStopping               = "stopping"                // 503: shutting down; the next capd will answer

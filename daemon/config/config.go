@@ -137,6 +137,9 @@ type Ring struct {
 	Groups        int // 0 to 16
 }
 
+// minRing is the least that Ring's sizes may be, in bytes.
+const minRing = 16 << 20
+
 // Kinds of destination and the values of a profile's enumerations.
 const (
 	TypeSFTP = "sftp"

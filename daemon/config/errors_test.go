@@ -44,7 +44,7 @@ func TestMistakes(t *testing.T) {
 		{"[limits]\nspool_size = {a = 1}", `capd.toml:2: limits.spool_size: a table is not a share of a file system (write a percentage of the file system ("10%"), one with a cap ("10%, at most 10gb"), or a size ("20gb"))`},
 		{"[limits]\ndrop_undelivered = 'yes'", `capd.toml:2: limits.drop_undelivered: "yes" is not true or false (write true or false, without quotes)`},
 		{"[ring]\ngroups = 17", `capd.toml:2: ring.groups: 17 is out of range (write a whole number from 1 to 16, or "auto")`},
-		{"[ring]\nsize = '1kb'", `capd.toml:2: ring.size: "1kb" is out of range (write 1MiB to 16GiB, or "auto")`},
+		{"[ring]\nsize = '1kb'", `capd.toml:2: ring.size: "1kb" is out of range (write 16MiB to 16GiB, or "auto")`},
 		{"[access]\ncontrol_group = 'a b'", `capd.toml:2: access.control_group: "a b" is not a group's name (a name of /etc/group, or "" for nobody)`},
 		{"[access.group.noc]\ninterfaces = 'eth0'", `capd.toml:2: access.group.noc.interfaces: "eth0" is not a list (write ["one", "two"])`},
 		{"[access.group.noc]\ninterfaces = ['eth0', 5]", `capd.toml:2: access.group.noc.interfaces: 5 is not a string (write ["one", "two"])`},

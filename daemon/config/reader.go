@@ -268,8 +268,8 @@ func (r *reader) config(c *Config) {
 		r.fail(raw.Spool.Dir, &mistake{`only for kind = "disk"`, "leave one of the two out"})
 	}
 
-	r.get(raw.Ring.Size, autoOr(&c.Ring.Size, sizeBetween(&c.Ring.Size, 1<<20, 16<<30)))
-	r.get(raw.Ring.ReceiveBuffer, autoOr(&c.Ring.ReceiveBuffer, sizeBetween(&c.Ring.ReceiveBuffer, 1<<20, 16<<30)))
+	r.get(raw.Ring.Size, autoOr(&c.Ring.Size, sizeBetween(&c.Ring.Size, minRing, 16<<30)))
+	r.get(raw.Ring.ReceiveBuffer, autoOr(&c.Ring.ReceiveBuffer, sizeBetween(&c.Ring.ReceiveBuffer, minRing, 16<<30)))
 	r.get(raw.Ring.Groups, autoOr(&c.Ring.Groups, integer(&c.Ring.Groups, 1, 16)))
 
 	for _, name := range slices.Sorted(maps.Keys(raw.Destination)) {

@@ -20,11 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Spool is the two folders of a box: records (small JSON files) and segments. Its
-// methods may be called from several goroutines for different captures.
+// Spool is the two folders of a box: records (small files that hold no packet) and
+// segments, which may be kept in memory instead. Its methods may be called from several
+// goroutines for different captures.
 type Spool struct {
 	records  string
 	segments string
+	memory   *memoryFiles // nil: segments lie on the disk
 	used     atomic.Int64 // bytes in segments, as admitted and not given back
 }
 
@@ -35,10 +37,17 @@ var idPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 var namePattern = regexp.MustCompile(`^[0-9a-z][0-9a-zA-Z._-]{0,79}$`)
 
 // Open makes the folders (mode 0700) where they are missing: records under
-// stateDir/captures, segments under segmentDir.
-func Open(stateDir, segmentDir string) (*Spool, error) {
+// stateDir/captures, segments under segmentDir. With inMemory no segment is ever written
+// below segmentDir, which is not made; what an earlier life has left there is still found.
+func Open(stateDir, segmentDir string, inMemory bool) (*Spool, error) {
 	s := &Spool{records: filepath.Join(stateDir, "captures"), segments: segmentDir}
-	for _, dir := range []string{stateDir, s.records, s.segments} {
+	dirs := []string{stateDir, s.records}
+	if inMemory {
+		s.memory = newMemoryFiles()
+	} else {
+		dirs = append(dirs, s.segments)
+	}
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make state folder: %w", err)
 		}
@@ -51,8 +60,16 @@ func Open(stateDir, segmentDir string) (*Spool, error) {
 	return s, nil
 }
 
+// InMemory tells whether segments are kept in memory only.
+func (s *Spool) InMemory() bool { return s.memory != nil }
+
 // ErrFull is why Admit refuses; it is an ENOSPC too.
-var ErrFull = fmt.Errorf("the spool is full: %w", syscall.ENOSPC)
+var ErrFull error = full{}
+
+type full struct{}
+
+func (full) Error() string        { return "the spool is full" }
+func (full) Is(target error) bool { return target == syscall.ENOSPC }
 
 // Admit grants a segment n more bytes, unless the spool would then hold more than size
 // bytes or its file system have less than keep bytes free.
@@ -66,7 +83,7 @@ func (s *Spool) Admit(n, size, keep int64) error {
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: its file system has %d bytes free, and limits.min_free_space keeps %d", ErrFull, free, keep)
+		return fmt.Errorf("%w: its %s has %d bytes free, and limits.min_free_space keeps %d", ErrFull, s.medium(), free, keep)
 	}
 	return nil
 }
@@ -77,18 +94,50 @@ func (s *Spool) Release(n int64) { s.used.Add(-n) }
 // Used is what segments take, in bytes, with what they were granted and have not filled.
 func (s *Spool) Used() int64 { return s.used.Load() }
 
-// Folder is the capture's folder for segments. It need not exist.
+func (s *Spool) medium() string {
+	if s.memory != nil {
+		return "memory"
+	}
+	return "file system"
+}
+
+// Folder is the capture's folder for segments on the disk. It need not exist.
 func (s *Spool) Folder(id string) string { return filepath.Join(s.segments, id) }
 
-// Create makes the capture's folder.
+// Create makes a place for the capture's segments.
 func (s *Spool) Create(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	if s.memory != nil {
+		return nil
 	}
 	if err := os.Mkdir(s.Folder(id), 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
 	return nil
+}
+
+// Creator gives what makes the files of a capture's segments (Options.Create).
+func (s *Spool) Creator(id string) func(name string) (*os.File, error) {
+	if s.memory != nil {
+		return func(name string) (*os.File, error) { return s.memory.create(id, name) }
+	}
+	return InFolder(s.Folder(id))
+}
+
+// InFolder makes segments' files in a folder, which must exist (Options.Create).
+func InFolder(dir string) func(name string) (*os.File, error) {
+	return func(name string) (*os.File, error) {
+		const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
+		path := filepath.Join(dir, name)
+		f, err := os.OpenFile(path, flags|unix.O_DIRECT, 0o600)
+		if errors.Is(err, unix.EINVAL) {
+			os.Remove(path) // some file systems make the file before they refuse the flag
+			f, err = os.OpenFile(path, flags, 0o600)
+		}
+		return f, err
+	}
 }
 
 // OpenFile opens a file of a capture for reading. The error is fs.ErrNotExist where it
@@ -97,7 +146,16 @@ func (s *Spool) OpenFile(id, name string) (*os.File, error) {
 	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
 		return nil, fmt.Errorf("file %q: %w", name, fs.ErrNotExist)
 	}
-	return os.Open(filepath.Join(s.Folder(id), name))
+	if s.memory != nil {
+		if f, err := s.memory.open(id, name); !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	f, err := os.Open(s.besidePath(id, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(filepath.Join(s.Folder(id), name))
+	}
+	return f, err
 }
 
 // RemoveFile deletes a file of a capture; one that is not there is no error. When it
@@ -106,29 +164,46 @@ func (s *Spool) RemoveFile(id, name string) error {
 	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
 		return fmt.Errorf("file %q: %w", name, fs.ErrNotExist)
 	}
+	if s.memory != nil {
+		s.Release(s.memory.remove(id, name))
+	}
+	if err := removeDurably(s.besidePath(id, name)); err != nil {
+		return err
+	}
 	path := filepath.Join(s.Folder(id), name)
 	info, err := os.Stat(path)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	if err := removeDurably(path); err != nil {
+		return err
+	}
+	s.Release(info.Size())
+	return nil
+}
+
+func removeDurably(path string) error {
+	err := os.Remove(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err == nil {
-		err = os.Remove(path)
 	}
 	if err != nil {
 		return fmt.Errorf("remove from spool: %w", err)
 	}
-	s.Release(info.Size())
-	return syncDir(s.Folder(id))
+	return syncDir(filepath.Dir(path))
 }
 
-// WriteFile puts a small file beside a capture's segments, whole or not at all.
+// WriteFile keeps a small file that holds no packet, whole or not at all. It lies beside
+// the capture's record, on the disk in any case, and is not counted as used.
 func (s *Spool) WriteFile(id, name string, data []byte) error {
-	err := writeWhole(filepath.Join(s.Folder(id), name), data)
-	if err == nil {
-		s.used.Add(int64(len(data)))
+	if !idPattern.MatchString(id) || !namePattern.MatchString(name) {
+		return fmt.Errorf("write file %q: %w", name, fs.ErrInvalid)
 	}
-	return err
+	return writeWhole(s.besidePath(id, name), data)
 }
+
+// besidePath is where WriteFile keeps a file. No record has such a name (LoadRecords).
+func (s *Spool) besidePath(id, name string) string { return filepath.Join(s.records, id+"."+name) }
 
 // RemoveCapture deletes a capture's folder with all that is in it, and its record.
 func (s *Spool) RemoveCapture(id string) error {
@@ -144,10 +219,24 @@ func (s *Spool) RemoveCapture(id string) error {
 	return nil
 }
 
-// RemoveFolder deletes a capture's folder but not its record.
+// RemoveFolder deletes all files of a capture but not its record.
 func (s *Spool) RemoveFolder(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("capture id %q is not 32 hexadecimal digits", id)
+	}
+	if s.memory != nil {
+		s.Release(s.memory.removeAll(id))
+	}
+	beside, err := os.ReadDir(s.records)
+	if err != nil {
+		return fmt.Errorf("remove spool folder: %w", err)
+	}
+	for _, e := range beside {
+		if name, ok := strings.CutPrefix(e.Name(), id+"."); ok && name != "json" {
+			if err := removeDurably(s.besidePath(id, name)); err != nil {
+				return err
+			}
+		}
 	}
 	names, err := s.Files(id)
 	if err != nil {
@@ -164,7 +253,7 @@ func (s *Spool) RemoveFolder(id string) error {
 	return nil
 }
 
-// Files lists the names in a capture's folder, sorted.
+// Files lists the names of a capture's segments on the disk, sorted.
 func (s *Spool) Files(id string) ([]string, error) {
 	entries, err := os.ReadDir(s.Folder(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -184,6 +273,9 @@ func (s *Spool) Files(id string) ([]string, error) {
 func (s *Spool) Orphans() ([]string, error) {
 	entries, err := os.ReadDir(s.segments)
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // a spool in memory has no folder
+		}
 		return nil, fmt.Errorf("read spool: %w", err)
 	}
 	var ids []string
@@ -263,8 +355,12 @@ func ignoreGone(err error) error {
 }
 
 // Space tells the size of the spool's file system and what is free on it for this
-// process, in bytes.
+// process, or, for a spool in memory, the memory that the process may use and what of it
+// is available; in bytes.
 func (s *Spool) Space() (total, free int64, err error) {
+	if s.memory != nil {
+		return memorySpace()
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.segments, &st); err != nil {
 		return 0, 0, fmt.Errorf("statfs %s: %w", s.segments, err)

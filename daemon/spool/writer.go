@@ -2,13 +2,9 @@ package spool
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,7 +42,9 @@ type Segment struct {
 
 // Options configures a Writer.
 type Options struct {
-	Dir string // the capture's folder, which must exist
+	// Create makes the file of a segment, for reading and writing, with O_DIRECT where that
+	// is offered; the Writer closes it.
+	Create func(name string) (*os.File, error)
 	// Segment gives the name of segment n (from 1), and what its bytes go through before
 	// they reach the disk; a nil Encode means as they are. behind tells that the disk
 	// does not keep up, so that something costly may be left out.
@@ -54,10 +52,12 @@ type Options struct {
 	// Memory is page aligned and belongs to the Writer until Close has returned. It is
 	// cut into blocks of BlockSize(len(Memory)); at least two must fit.
 	Memory []byte
-	// SegmentSize is the expected length of a segment in bytes, for preallocation.
+	// SegmentSize is the expected length of a segment in bytes, which is allocated ahead
+	// where Ahead says that there is room to; 0 = none. A nil Ahead means always.
 	SegmentSize int64
-	// Admit is asked before each block of n bytes; its error is what Full gives from then
-	// on. Release gives back what of it a finished segment did not need. Both may be nil.
+	Ahead       func(n int64) bool
+	// Admit is asked for room on the disk, a block at a time; its error is what Room gives.
+	// Release gives back what of it a finished segment did not need. Both may be nil.
 	Admit   func(n int64) error
 	Release func(n int64)
 	// Finished is called once for each segment, in order, when the file has its final
@@ -118,28 +118,8 @@ type Writer struct {
 	flushed  int    // bytes of block that a Flush has handed over, whole sectors
 	seg      *segment
 	number   int
-	full     error
 	dirty    bool // bytes since the last Flush
 	reserved int
-}
-
-// segment is one file under way. The producer counts; the disk goroutine owns the file.
-type segment struct {
-	Segment
-	admitted        int64 // bytes that Admit has granted; the producer's until the segment is finished
-	firstNS, lastNS int64 // timestamps so far, nanoseconds since the epoch
-
-	path   string
-	file   *os.File
-	direct bool
-	alloc  int64 // bytes preallocated
-	onDisk int64 // bytes below this offset were written without an error
-	err    error
-
-	encode  Encode // nil: as it is
-	encoder Encoder
-	sink    sink
-	plain   hash.Hash // of what went into encoder
 }
 
 type opKind uint8
@@ -184,7 +164,7 @@ func NewWriter(opt Options) (*Writer, error) {
 func (w *Writer) open() {
 	w.number++
 	name, encode := w.opt.Segment(w.number, w.Behind())
-	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, path: filepath.Join(w.opt.Dir, name), encode: encode}
+	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, make: w.opt.Create, encode: encode}
 	w.offset, w.fill, w.flushed, w.block = 0, 0, 0, nil
 }
 
@@ -196,9 +176,21 @@ func (w *Writer) Err() error {
 	return nil
 }
 
-// Full tells why there is no room for another packet, or nil: Admit has refused a block.
-// What was committed is written all the same, and so is what ends the file.
-func (w *Writer) Full() error { return w.full }
+// Room sees to it that the current segment may grow by n more bytes, and asks Admit for
+// as many blocks as that takes. Its error is Admit's; it may be asked again. What is
+// committed without having been granted is written all the same.
+func (w *Writer) Room(n int) error {
+	if w.opt.Admit == nil {
+		return nil
+	}
+	for w.Size()+int64(n) > w.seg.admitted {
+		if err := w.opt.Admit(int64(w.blockSize)); err != nil {
+			return err
+		}
+		w.seg.admitted += int64(w.blockSize)
+	}
+	return nil
+}
 
 // Size is the length of the current segment so far, in bytes.
 func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
@@ -244,11 +236,6 @@ func (w *Writer) Reserve(n int) []byte {
 
 // takeBlock makes a free block the current one.
 func (w *Writer) takeBlock() {
-	if w.opt.Admit != nil && w.full == nil {
-		if w.full = w.opt.Admit(int64(w.blockSize)); w.full == nil {
-			w.seg.admitted += int64(w.blockSize)
-		}
-	}
 	w.block, w.fill, w.flushed = w.free.take(), 0, 0
 }
 
@@ -433,7 +420,7 @@ func (w *Writer) perform(o op) {
 		return
 	}
 	if err == nil && len(o.data) > 0 {
-		err = s.write(o.data, o.offset, w.opt.SegmentSize)
+		err = s.write(o.data, o.offset, w.ahead(o))
 	}
 	if err == nil && o.tail != nil {
 		err = s.write(o.tail[:], o.offset+int64(len(o.data)), 0)
@@ -444,6 +431,15 @@ func (w *Writer) perform(o op) {
 	}
 	s.err = err
 	w.fail(err)
+}
+
+// ahead is how much of an op's segment is to be allocated with its first large write.
+func (w *Writer) ahead(o op) int64 {
+	size := w.opt.SegmentSize
+	if o.seg.alloc > 0 || len(o.data) < 1<<20 || (w.opt.Ahead != nil && !w.opt.Ahead(size)) {
+		return 0
+	}
+	return size
 }
 
 // pass puts an op's bytes through the segment's encoding.
@@ -481,101 +477,4 @@ func (w *Writer) pass(o op) error {
 		return s.sink.sync()
 	}
 	return nil
-}
-
-// create makes the segment's file, once.
-func (s *segment) create() error {
-	if s.file != nil {
-		return nil
-	}
-	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
-	f, err := os.OpenFile(s.path, flags|unix.O_DIRECT, 0o600)
-	s.direct = err == nil
-	if errors.Is(err, unix.EINVAL) {
-		os.Remove(s.path) // some file systems make the file before they refuse the flag
-		f, err = os.OpenFile(s.path, flags, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("create segment: %w", err)
-	}
-	s.file = f
-	return nil
-}
-
-// write puts data at offset. Data is sector aligned in address, length and offset.
-func (s *segment) write(data []byte, offset, expect int64) error {
-	// Preallocate once more than one block's worth comes: extents stay in one piece and
-	// the file system does its bookkeeping once.
-	if offset+int64(len(data)) > s.alloc && expect > s.alloc && len(data) >= 1<<20 {
-		if unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, expect) == nil {
-			s.alloc = expect
-		} else {
-			s.alloc = 1 << 62 // not offered here: do not ask again
-		}
-	}
-	for len(data) > 0 {
-		n, err := unix.Pwrite(int(s.file.Fd()), data, offset)
-		switch {
-		case err == nil && n > 0:
-			data, offset = data[n:], offset+int64(n)
-			if len(data) > 0 && s.direct && n%sector != 0 {
-				s.pageCache()
-			}
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EINVAL) && s.direct:
-			s.pageCache()
-		case err == nil:
-			return fmt.Errorf("write segment %s: wrote nothing", s.Name)
-		default:
-			return fmt.Errorf("write segment %s: %w", s.Name, err)
-		}
-	}
-	return nil
-}
-
-// pageCache goes on without O_DIRECT.
-func (s *segment) pageCache() {
-	s.direct = false
-	if flags, err := unix.FcntlInt(s.file.Fd(), unix.F_GETFL, 0); err == nil {
-		_, _ = unix.FcntlInt(s.file.Fd(), unix.F_SETFL, flags&^unix.O_DIRECT)
-	}
-}
-
-// close cuts the file to its length, or to its last whole packet where writing failed,
-// and makes it durable.
-func (s *segment) close(length int64, repair RepairFunc) Segment {
-	out := s.Segment
-	out.Bytes, out.PlainBytes, out.Err = length, length, s.err
-	if s.encoder != nil {
-		out.Bytes, out.PlainSHA256 = s.sink.written(), hex.EncodeToString(s.plain.Sum(nil))
-	}
-	if out.Packets > 0 {
-		out.First, out.Last = time.Unix(0, s.firstNS), time.Unix(0, s.lastNS)
-	}
-	if s.file == nil {
-		out.Bytes, out.LostPackets, out.Packets = 0, out.Packets, 0
-		return out
-	}
-	defer s.file.Close()
-	if s.err != nil && s.encoder != nil {
-		// What an encoding was cut in cannot be repaired here. It ends where it ends.
-		s.pageCache()
-		out.Bytes, out.PlainBytes, out.PlainSHA256 = s.sink.offset, 0, ""
-		out.LostPackets, out.Packets = out.Packets, 0
-	} else if s.err != nil {
-		s.pageCache()
-		found, err := repair(s.file, s.onDisk)
-		if err != nil {
-			found = Repaired{}
-		}
-		out.Bytes, out.LostPackets = found.Bytes, out.Packets-min(out.Packets, found.Packets)
-		out.Packets, out.First, out.Last = found.Packets, found.First, found.Last
-	}
-	if err := s.file.Truncate(out.Bytes); err != nil && out.Err == nil {
-		out.Err = fmt.Errorf("cut segment %s to its length: %w", s.Name, err)
-	}
-	if err := s.file.Sync(); err != nil && out.Err == nil {
-		out.Err = fmt.Errorf("sync segment %s: %w", s.Name, err)
-	}
-	return out
 }

@@ -78,7 +78,7 @@ func newTestWriter(t testing.TB, dir string, memorySize int) (*Writer, *finished
 	t.Helper()
 	done := new(finished)
 	w, err := NewWriter(Options{
-		Dir: dir, Segment: plainSegments,
+		Create: InFolder(dir), Segment: plainSegments,
 		Memory: memory(t, memorySize), SegmentSize: 8 << 20, Finished: done.add, Repair: repairRecords,
 	})
 	if err != nil {
@@ -259,7 +259,7 @@ func TestCommitAllocatesNothing(t *testing.T) {
 }
 
 func TestNewWriterNeedsItsFolder(t *testing.T) {
-	_, err := NewWriter(Options{Dir: filepath.Join(t.TempDir(), "gone"), Segment: plainSegments, Memory: memory(t, 1<<20)})
+	_, err := NewWriter(Options{Create: InFolder(filepath.Join(t.TempDir(), "gone")), Segment: plainSegments, Memory: memory(t, 1<<20)})
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("NewWriter: %v, want ErrNotExist", err)
 	}
