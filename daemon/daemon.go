@@ -20,7 +20,6 @@ import (
 	"capd/daemon/deliver"
 	"capd/daemon/spool"
 	"capd/nft"
-	"capd/nft/filter"
 )
 
 // Daemon holds every capture of one box (one network namespace).
@@ -50,7 +49,6 @@ type Daemon struct {
 	names    map[string]bool // names of captures being started
 	closing  bool            // no new captures
 	streams  int             // live streams that are open
-	leftOut  []filter.Flow   // connections by which they leave the box
 	running  int             // captures that hold rules
 	// processors is GOMAXPROCS without the readers.
 	processors int
@@ -119,11 +117,7 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	}
 	d.mu.Lock()
 	d.captures[id] = c
-	leftOut := slices.Clone(d.leftOut)
 	d.mu.Unlock()
-	for _, flow := range leftOut {
-		c.noteLeftOut(flow)
-	}
 	c.log.Info("capture runs", "name", p.request.Name, "filter", p.filter.String(), "destination", p.request.Destination, "uid", who.UID)
 	go c.supervise(r)
 	return c, r, nil

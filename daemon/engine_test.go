@@ -25,7 +25,8 @@ import (
 type fakeSource struct {
 	packets  int // how many to hand out
 	packet   func(i int) *ring.Packet
-	at       func(i int) // told before each packet
+	at       func(i int)                           // told before each packet
+	begin    func(e *engine, live func() *encoder) // told before the engine runs
 	next     int
 	deadline time.Time
 	idle     bool // the deadline was told before this packet
@@ -135,6 +136,9 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 		e.timeLimit = time.Now() // an engine that is asked for a time limit has reached it
 	}
 	final <- finalCounts{tail: tail}
+	if s.begin != nil {
+		s.begin(e, func() *encoder { return newStreamEncoder("0123456789abcdef0123456789abcdef", p, d) })
+	}
 	if err := e.run(); err != nil {
 		t.Fatal(err)
 	}

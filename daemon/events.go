@@ -198,6 +198,12 @@ func (c *capture) tellLocked(kind string, file *wire.File) {
 	c.d.events.tell(wire.Event{Time: wire.Time{Time: time.Now()}, Type: kind, Capture: &capture})
 }
 
+// warnLocked adds a warning to the capture.
+func (c *capture) warnLocked(w wire.Warning) {
+	c.record.Capture.Warnings = append(slices.Clip(c.record.Capture.Warnings), w)
+	c.tellLocked(wire.EventWarning, nil)
+}
+
 func (c *capture) tell(kind string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,12 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"capd/ctl/wire"
 	"capd/daemon/api"
-	"capd/nft/filter"
+	"capd/daemon/deliver"
 )
 
 // maxStreams bounds the live streams of the box, each of which takes tapSize bytes.
@@ -18,12 +16,11 @@ const maxStreams = 16
 
 // stream is a live copy of a capture for one reader (api.Live).
 type stream struct {
-	d   *Daemon
 	c   *capture
 	r   *running
 	tap *tap
-	via *filter.Flow // the connection it leaves the box by
-	own bool         // the capture ends with it
+	end func() // gives its place back
+	own bool   // the capture ends with it
 }
 
 var _ api.Live = (*stream)(nil)
@@ -40,7 +37,7 @@ func (s *stream) Close() {
 		_ = s.c.stopNow(context.Background(), wire.StopRequested) // fails with its context only
 	}
 	s.r.engine.leave(s.tap)
-	s.d.endStream(s.via)
+	s.end()
 }
 
 // Stream copies the packets of a running capture from now on (api.Daemon).
@@ -55,7 +52,7 @@ func (d *Daemon) Stream(ref string, via *wire.Flow) (api.Live, error) {
 	if r == nil {
 		return nil, notRunning(c, status)
 	}
-	flow, err := d.beginStream(via)
+	end, err := d.beginStream(via)
 	if err != nil {
 		return nil, err
 	}
@@ -65,10 +62,10 @@ func (d *Daemon) Stream(ref string, via *wire.Flow) (api.Live, error) {
 		err = notRunning(c, wire.StatusComplete)
 	}
 	if err != nil {
-		d.endStream(flow)
+		end()
 		return nil, startProblem(err)
 	}
-	return &stream{d: d, c: c, r: r, tap: tap, via: flow}, nil
+	return &stream{c: c, r: r, tap: tap, end: end}, nil
 }
 
 func notRunning(c *capture, status string) error {
@@ -87,16 +84,16 @@ func (d *Daemon) StartStream(ctx context.Context, req wire.StartRequest, who wir
 		return wire.Capture{}, nil, err
 	}
 	p.stream = true
-	flow, err := d.beginStream(via)
+	end, err := d.beginStream(via)
 	if err != nil {
 		return wire.Capture{}, nil, err
 	}
 	c, r, err := d.begin(ctx, p, who)
 	if err != nil {
-		d.endStream(flow)
+		end()
 		return wire.Capture{}, nil, err
 	}
-	return c.snapshot(), &stream{d: d, c: c, r: r, tap: r.tap, via: flow, own: true}, nil
+	return c.snapshot(), &stream{c: c, r: r, tap: r.tap, end: end, own: true}, nil
 }
 
 // checkStream refuses what only files can have.
@@ -117,16 +114,9 @@ func checkStream(r *wire.StartRequest) *wire.Error {
 	return nil
 }
 
-// beginStream takes a place for a stream, and leaves the connection that carries it out
-// of every capture. endStream takes both back.
-func (d *Daemon) beginStream(via *wire.Flow) (*filter.Flow, error) {
-	var flow *filter.Flow
-	if via != nil {
-		// The api room has seen to it that these are addresses.
-		source, _ := netip.ParseAddr(via.Source)
-		destination, _ := netip.ParseAddr(via.Destination)
-		flow = &filter.Flow{Source: source, SourcePort: uint16(via.SourcePort), Destination: destination, DestinationPort: uint16(via.DestinationPort)}
-	}
+// beginStream takes a place for a stream, and leaves the connection that carries it, where
+// one is named, out of every capture. What it gives takes both back.
+func (d *Daemon) beginStream(via *wire.Flow) (end func(), err error) {
 	d.mu.Lock()
 	if d.streams >= maxStreams {
 		d.mu.Unlock()
@@ -135,67 +125,27 @@ func (d *Daemon) beginStream(via *wire.Flow) (*filter.Flow, error) {
 	}
 	d.streams++
 	d.mu.Unlock()
-	if flow == nil {
-		return nil, nil
+	release := func() {}
+	end = func() {
+		release()
+		d.mu.Lock()
+		d.streams--
+		d.mu.Unlock()
 	}
-	if err := d.table.AddExclude(*flow); err != nil {
-		d.endStream(nil)
+	if via == nil {
+		return end, nil
+	}
+	// The api room has seen to it that these are addresses.
+	source, _ := netip.ParseAddr(via.Source)
+	destination, _ := netip.ParseAddr(via.Destination)
+	flow := deliver.Flow{Local: netip.AddrPortFrom(source, uint16(via.SourcePort)), Remote: netip.AddrPortFrom(destination, uint16(via.DestinationPort))}
+	leave, err := d.own.leaveOut(context.Background(), "", flow)
+	if err != nil {
+		end()
 		return nil, startProblem(fmt.Errorf("leave out the connection of the stream: %w", err))
 	}
-	d.mu.Lock()
-	d.leftOut = append(d.leftOut, *flow)
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
-	d.mu.Unlock()
-	for _, c := range captures {
-		c.noteLeftOut(*flow)
-	}
-	return flow, nil
-}
-
-func (d *Daemon) endStream(flow *filter.Flow) {
-	d.mu.Lock()
-	d.streams--
-	if flow != nil {
-		i := slices.Index(d.leftOut, *flow)
-		d.leftOut = slices.Delete(d.leftOut, i, i+1)
-	}
-	d.mu.Unlock()
-	if flow == nil {
-		return
-	}
-	if err := d.table.RemoveExclude(*flow); err != nil {
-		d.log.Error("capture a stream's connection again", "flow", flow.String(), "err", err)
-	}
-}
-
-// noteLeftOut has a running capture say that it lacks a connection.
-func (c *capture) noteLeftOut(flow filter.Flow) {
-	const code, message = "stream_connection", "connections by which live streams left this box are in no capture meanwhile: "
-	const longest = 500 // bytes of a message that grows
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.isRunning() {
-		return
-	}
-	warnings := c.record.Capture.Warnings
-	i := slices.IndexFunc(warnings, func(w wire.Warning) bool { return w.Code == code })
-	switch {
-	case i < 0:
-		c.warnLocked(wire.Warning{Code: code, Message: message + flow.String()})
-	case !strings.Contains(warnings[i].Message, flow.String()) && len(warnings[i].Message) < longest:
-		warnings = slices.Clone(warnings)
-		warnings[i].Message += ", " + flow.String()
-		c.record.Capture.Warnings = warnings
-	}
-}
-
-// warnLocked adds a warning to the capture.
-func (c *capture) warnLocked(w wire.Warning) {
-	c.record.Capture.Warnings = append(slices.Clone(c.record.Capture.Warnings), w)
-	c.tellLocked(wire.EventWarning, nil)
+	release = leave
+	return end, nil
 }
 
 // newStreamEncoder encodes the packets of a capture for a live stream: pcapng, whatever

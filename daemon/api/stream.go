@@ -23,8 +23,8 @@ func (h *Handler) tail(c *call) error {
 	if err != nil {
 		return err
 	}
-	if refused := c.grant.reaches(""); refused != nil {
-		return refused // of a group whose packets leave the box sealed or not at all
+	if err := sealedOnly(c); err != nil {
+		return err
 	}
 	if c.r.Method == http.MethodHead {
 		c.w.Header().Set("Content-Type", wire.ContentTypePcapng)
@@ -35,6 +35,15 @@ func (h *Handler) tail(c *call) error {
 		return err
 	}
 	return h.pour(c, live, wire.ContentTypePcapng)
+}
+
+// sealedOnly refuses a caller whose packets may leave the box sealed or not at all: a live
+// stream is not sealed.
+func sealedOnly(c *call) error {
+	if refused := c.grant.reaches(""); refused != nil {
+		return refused
+	}
+	return nil
 }
 
 // stream starts a capture that lives as long as this call.
