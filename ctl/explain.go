@@ -78,7 +78,7 @@ func specOf(req wire.StartRequest) (nft.Spec, error) {
 	s := nft.Spec{
 		ID: strings.Repeat("0", 32), Name: req.Name, Hooks: req.Hooks, Interfaces: req.Interfaces,
 		CPUs: nft.CPUs(), Prefix: "capd:00000000", QueueThreshold: 1<<16 - 1, Rate: defaultRate,
-		SampleFlow: req.SampleBy == wire.SampleByFlow,
+		SampleFlow: req.SampleBy == wire.SampleByFlow, HeadersOnly: req.HeadersOnly, Annotate: req.Annotate,
 	}
 	if len(s.Hooks) == 0 {
 		s.Hooks, s.Once = nft.DefaultHooks(req.Interfaces, simple)

@@ -181,6 +181,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	})
 	c.mu.Lock()
 	c.record.Ruleset = ruleset
+	c.record.Capture.Warnings = append(c.record.Capture.Warnings, p.annotationWarnings(r.reader.Conntrack())...)
 	c.record.Capture.Status = wire.StatusRunning
 	c.record.Capture.Started = now()
 	c.running = r

@@ -17,7 +17,9 @@ import (
 type encoder struct {
 	classic bool
 	link    ring.LinkType
-	snaplen uint32 // 0 = whole
+	snaplen uint32     // 0 = whole
+	headers bool       // cut where the payload begins
+	notes   *annotator // nil: packets have no comments
 	links   *links
 	section pcapng.Section
 	filter  string
@@ -46,9 +48,12 @@ type iface struct {
 func newEncoder(id string, p *plan, d *Daemon) *encoder {
 	r := &p.request
 	e := &encoder{
-		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, links: &d.links, filter: fileFilter(p),
+		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, headers: r.HeadersOnly, links: &d.links, filter: fileFilter(p),
 		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, d.host)},
 		ifaces:  make([]iface, 0, 64),
+	}
+	if r.Annotate {
+		e.notes = newAnnotator(&d.links)
 	}
 	switch r.LinkType {
 	case wire.LinkEthernet:
@@ -59,20 +64,6 @@ func newEncoder(id string, p *plan, d *Daemon) *encoder {
 		e.link = ring.LinkSLL2
 	}
 	return e
-}
-
-// sectionComment is what a reader of the file alone should know.
-func sectionComment(id string, r *wire.StartRequest, host string) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "capture %s on %s", id, host)
-	if r.Name != "" {
-		fmt.Fprintf(&b, ", name %s", r.Name)
-	}
-	fmt.Fprintf(&b, ", hooks %s", strings.Join(r.Hooks, ","))
-	if *r.Sample > 1 {
-		fmt.Fprintf(&b, ", sample: one in %d by %s", *r.Sample, r.SampleBy)
-	}
-	return b.String()
 }
 
 // maxFileFilter is how many bytes of a filter's text stand with each interface of each
@@ -133,6 +124,9 @@ func (e *encoder) prepare(p *ring.Packet) (size int, ok bool) {
 		e.undescribe()
 		return 0, false
 	}
+	if e.headers {
+		body = p.HeadersOnly(e.link, body)
+	}
 	if e.snaplen > 0 && len(head)+len(body) > int(e.snaplen) {
 		head = head[:min(len(head), int(e.snaplen))]
 		body = body[:int(e.snaplen)-len(head)]
@@ -142,6 +136,9 @@ func (e *encoder) prepare(p *ring.Packet) (size int, ok bool) {
 		return e.packet.ClassicSize(), true
 	}
 	e.packet.Interface, e.packet.Flags, e.packet.Dropped = uint32(e.current), uint32(p.Direction()), p.Dropped
+	if e.notes != nil {
+		e.packet.Comment = e.notes.comment(p)
+	}
 	size = e.packet.Size()
 	if e.fresh {
 		size += i.description.Size()

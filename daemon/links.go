@@ -15,11 +15,12 @@ type link struct {
 }
 
 // links resolves interface indexes to names. It asks the kernel once for all of them,
-// and again when an index is new, at most once a second.
+// and again when an index is new; for one that the kernel did not know either, at most
+// once a second.
 type links struct {
-	mu    sync.Mutex
-	known map[uint32]link
-	asked time.Time
+	mu      sync.Mutex
+	known   map[uint32]link
+	missing map[uint32]time.Time // when the kernel was asked
 }
 
 // get never fails: an interface that is gone is called by its index.
@@ -29,17 +30,21 @@ func (l *links) get(index uint32) link {
 	if found, ok := l.known[index]; ok {
 		return found
 	}
-	if time.Since(l.asked) > time.Second {
-		l.asked = time.Now()
+	if index == 0 {
+		return link{name: "any"}
+	}
+	if asked, ok := l.missing[index]; !ok || time.Since(asked) > time.Second {
 		if known, err := listLinks(); err == nil {
 			l.known = known
 		}
-	}
-	if found, ok := l.known[index]; ok {
-		return found
-	}
-	if index == 0 {
-		return link{name: "any"}
+		if found, ok := l.known[index]; ok {
+			delete(l.missing, index)
+			return found
+		}
+		if l.missing == nil {
+			l.missing = map[uint32]time.Time{}
+		}
+		l.missing[index] = time.Now()
 	}
 	return link{name: fmt.Sprintf("if%d", index)}
 }

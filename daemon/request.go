@@ -181,12 +181,7 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 		r.SegmentTime = ptr(wire.Seconds(0))
 	}
 	// What this version does not do is refused, never ignored.
-	switch {
-	case r.HeadersOnly:
-		return unsupported("headers_only", "cutting at the payload is not built into this version", "use snaplen")
-	case r.Annotate:
-		return unsupported("annotate", "annotations are not built into this version", "leave annotate out")
-	case r.OnOverload == wire.OverloadStop:
+	if r.OnOverload == wire.OverloadStop {
 		return unsupported("on_overload", "stopping at an overload is not built into this version", `use "sample"`)
 	}
 	return nil

@@ -26,7 +26,7 @@ func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
 		Hooks: r.Hooks, Interfaces: r.Interfaces, Once: p.once, CPUs: nft.CPUs(),
 		Prefix: prefix(id), Snaplen: *r.Snaplen, QueueThreshold: math.MaxUint16,
 		Sample: *r.Sample, SampleFlow: r.SampleBy == wire.SampleByFlow,
-		Rate: cfg.Limits.MaxPacketRate,
+		Rate: cfg.Limits.MaxPacketRate, HeadersOnly: r.HeadersOnly, Annotate: r.Annotate,
 	}
 }
 
@@ -44,7 +44,7 @@ func (p *plan) classes() (stamped, clocked bool) {
 
 // ringConfig is the ring that reads what the kernel's part of the rules logs.
 func (p *plan) ringConfig(kernel nft.Spec, cfg *config.Config, sh *share) ring.Config {
-	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: kernel.Snaplen, Prefix: kernel.Prefix}
+	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: kernel.Snaplen, Prefix: kernel.Prefix, Conntrack: p.request.Annotate}
 	stamped, clocked := p.classes()
 	if stamped {
 		rc.Stamped = groupsPerClass(cfg)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"capd/ctl/wire"
 	"capd/nft/filter"
 	"capd/ring"
+	"capd/ring/pcapng"
 )
 
 // flowPacket is a packet between the hosts and ports, forth or back.
@@ -173,5 +175,89 @@ func TestSelectionShortPackets(t *testing.T) {
 	later.Payload[7] = 3
 	if got := s.judge(&later); got != refused {
 		t.Errorf("a later fragment: %d", got)
+	}
+}
+
+// Comments, headers alone and both, in both formats: no allocation, original lengths, and
+// no byte of a payload.
+func TestEngineHeadersAndComments(t *testing.T) {
+	for name, r := range map[string]wire.StartRequest{
+		"pcapng": {HeadersOnly: true, Annotate: true}, "raw": {HeadersOnly: true, LinkType: wire.LinkRaw}, "pcap": {HeadersOnly: true, Format: wire.FormatPcap},
+	} {
+		t.Run(name, func(t *testing.T) {
+			packets := make([]ring.Packet, 64)
+			for i := range packets {
+				p := &packets[i]
+				*p = testPacket(i, 100+i%3*600, i%4 >= 2)
+				copy(p.Payload[28:], bytes.Repeat([]byte("secret"), 200))
+				p.Mark, p.UID, p.GID, p.HasUID = uint32(i%5), 1000, 100, i%2 == 0
+			}
+			const warm, count = 10_000, 100_000
+			var before, after runtime.MemStats
+			s := &fakeSource{packets: warm + count, packet: func(i int) *ring.Packet { return &packets[i%len(packets)] }}
+			s.at = func(i int) {
+				switch i {
+				case warm:
+					runtime.ReadMemStats(&before)
+				case warm + count - 1:
+					runtime.ReadMemStats(&after)
+				}
+			}
+			r.SegmentSize = ptr(wire.Size(1e9))
+			o := runEngine(t, r, s, 0)
+			if n := after.Mallocs - before.Mallocs; n > count/1000 {
+				t.Errorf("%d allocations in %d packets", n, count)
+			}
+			if c := o.engine.count; c.captured != warm+count {
+				t.Errorf("the account: %+v", c)
+			}
+			file := o.files[0]
+			if bytes.Contains(file, []byte("secret")) {
+				t.Error("a payload is in the file")
+			}
+			if r.Format == wire.FormatPcap {
+				return
+			}
+			if !bytes.Contains(file[:500], []byte("headers_only=true")) || !bytes.Contains(file[:500], []byte("sample=1")) {
+				t.Errorf("the section says %q", file[:500])
+			}
+			if annotated := bytes.Count(file, []byte("capd mark=0x4 uid=1000 gid=100")) > 0; annotated != r.Annotate {
+				t.Errorf("annotated: %t", annotated)
+			}
+			read := pcapng.NewReader(bytes.NewReader(file))
+			for i := 0; ; {
+				b, err := read.Next()
+				if err != nil {
+					break
+				}
+				if b.Type != pcapng.TypePacket {
+					continue
+				}
+				p, err := b.Packet()
+				link := map[string]int{"raw": 0}[name] + map[string]int{"pcapng": 20}[name]
+				if err != nil || len(p.Head)+len(p.Body) != link+28 || int(p.Original) != link+100+i%64%3*600 {
+					t.Fatalf("packet %d: %d of %d bytes, %v", i, len(p.Head)+len(p.Body), p.Original, err)
+				}
+				i++
+			}
+		})
+	}
+}
+
+// A comment's values cannot end it early, whatever an interface or a host is called.
+func TestCommentGrammar(t *testing.T) {
+	l := &links{known: map[uint32]link{1: {"eth0", 1}, 2: {"a=b c%\x1b", 1}}}
+	p := ring.Packet{Family: ring.FamilyIPv4, Hook: ring.HookForward, In: 1, Out: 2, Mark: 42, UID: 7, GID: 8, HasUID: true}
+	if got, want := newAnnotator(l).comment(&p), "capd mark=0x2a uid=7 gid=8 out=a=b%20c%25%1B"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	p = ring.Packet{Family: ring.FamilyIPv4, Hook: ring.HookPrerouting, In: 1}
+	if got := newAnnotator(l).comment(&p); got != "" {
+		t.Errorf("of nothing: %q", got)
+	}
+	r := &wire.StartRequest{Name: "x", Hooks: []string{"ingress", "egress"}, Sample: ptr(uint32(100)), SampleBy: wire.SampleByFlow, Snaplen: ptr(uint32(96)), HeadersOnly: true}
+	const want = "capd capture=0123 host=a%20b name=x hooks=ingress,egress sample=100 sample_by=flow snaplen=96 headers_only=true"
+	if got := sectionComment("0123", r, "a b"); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

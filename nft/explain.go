@@ -175,6 +175,12 @@ func (s Spec) reader(alone bool) []string {
 	} else {
 		out = append(out, "packets are kept whole")
 	}
+	if s.HeadersOnly {
+		out = append(out, "payloads are cut off by capd: headers only")
+	}
+	if s.Annotate {
+		out = append(out, "packets get comments (docs/annotations.md)")
+	}
 	if s.Rate > 0 {
 		out = append(out, fmt.Sprintf("at most %d packets a second are logged", s.Rate))
 	}

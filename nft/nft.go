@@ -64,6 +64,9 @@ type Spec struct {
 	// Rate is how many packets a second are logged at most, with a tenth of that as
 	// burst; 0 = no limit. Ingress and egress are limited apart from the other hooks.
 	Rate uint64
+	// HeadersOnly and Annotate are the reader's to do; rules do not depend on them, Explain
+	// tells them.
+	HeadersOnly, Annotate bool
 }
 
 // Counters are a capture's packets as the kernel's own rules counted them. Seen is the

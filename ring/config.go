@@ -15,6 +15,7 @@ const (
 	cmdUnbind      = 2
 	copyPacket     = 2
 	flagSeq        = 1
+	flagConntrack  = 4
 	nlmFlagRequest = 1
 	nlmFlagAck     = 4
 )

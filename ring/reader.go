@@ -35,6 +35,7 @@ type Reader struct {
 	memory  *Memory
 	arena   arena
 	log     *slog.Logger
+	flags   uint16 // NFULA_CFG_FLAGS of all groups
 
 	// The merge.
 	run     *group // the group that Next goes on with, not in the heap
@@ -129,6 +130,9 @@ func newReader(c Config, memory *Memory) *Reader {
 	if c.CopyRange > 0 && c.CopyRange < maxCopy {
 		r.decoder.limit = int(c.CopyRange)
 	}
+	if r.flags = flagSeq; c.Conntrack {
+		r.flags |= flagConntrack
+	}
 	if c.Prefix != "" {
 		r.decoder.prefix = append([]byte(c.Prefix), 0)
 	}
@@ -188,7 +192,7 @@ func (r *Reader) bind(c Config) error {
 			if number++; number == 1<<16 {
 				number = firstNumber
 			}
-			taken, err := g.socket.setUp(g.Number, uint32(r.decoder.limit), r.arena.area[:window], other)
+			taken, err := g.socket.setUp(g.Number, uint32(r.decoder.limit), &r.flags, r.arena.area[:window], other)
 			if err == nil {
 				break
 			}
@@ -202,6 +206,10 @@ func (r *Reader) bind(c Config) error {
 	}
 	return nil
 }
+
+// Conntrack tells whether packets bring what connection tracking knows of them, where it
+// has seen them before the log rule.
+func (r *Reader) Conntrack() bool { return r.flags&flagConntrack != 0 }
 
 // strange counts what comes before any rule of ours can have sent it.
 func (r *Reader) strange(g *group, datagram []byte) {

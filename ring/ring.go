@@ -55,6 +55,9 @@ type Config struct {
 	// Prefix is the log prefix of the rules whose packets these are. Packets with another
 	// prefix are counted as foreign and left out. "" = every packet.
 	Prefix string
+	// Conntrack asks the kernel for Packet.Conntrack too. Where it cannot give that
+	// (Reader.Conntrack), packets come without.
+	Conntrack bool
 	// Logger is told of what is odd but no failure, nil = nobody.
 	Logger *slog.Logger
 }

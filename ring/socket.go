@@ -87,9 +87,10 @@ func answer(datagram []byte) (seq uint32, errno syscall.Errno, ok bool) {
 	return seq, syscall.Errno(-int32(host.Uint32(body))), true
 }
 
-// setUp configures a group that is not bound yet. EPERM or EBUSY from BIND means that the
+// setUp configures a group that is not bound yet; it leaves out of flags what the kernel
+// cannot do. EPERM or EBUSY from BIND means that the
 // group is somebody's, or that the caller may not bind any.
-func (s *socket) setUp(number uint16, copyRange uint32, b []byte, other func([]byte)) (taken bool, err error) {
+func (s *socket) setUp(number uint16, copyRange uint32, flags *uint16, b []byte, other func([]byte)) (taken bool, err error) {
 	if err := s.ask(number, configCmd, commandValue(cmdBind), b, other); err != nil {
 		return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY), fmt.Errorf("NFULNL_CFG_CMD_BIND group %d: %w", number, err)
 	}
@@ -98,11 +99,17 @@ func (s *socket) setUp(number uint16, copyRange uint32, b []byte, other func([]b
 		attr  uint16
 		value []byte
 	}{
-		{"FLAGS", configFlags, be.AppendUint16(nil, flagSeq)},
+		{"FLAGS", configFlags, be.AppendUint16(nil, *flags)},
 		{"TIMEOUT", configTimeout, be.AppendUint32(nil, flushTicks)},
 		{"MODE", configMode, modeValue(copyRange)},
 	} {
-		if err := s.ask(number, setting.attr, setting.value, b, other); err != nil {
+		err := s.ask(number, setting.attr, setting.value, b, other)
+		if setting.attr == configFlags && *flags&flagConntrack != 0 && errors.Is(err, syscall.EOPNOTSUPP) {
+			// No nf_conntrack_netlink here (net/netfilter/nfnetlink_log.c, nfulnl_recv_config).
+			*flags &^= flagConntrack
+			err = s.ask(number, configFlags, be.AppendUint16(nil, *flags), b, other)
+		}
+		if err != nil {
 			return false, fmt.Errorf("NFULA_CFG_%s group %d: %w", setting.name, number, err)
 		}
 	}
