@@ -42,6 +42,8 @@ type capture struct {
 	record  record
 	open    []string // segments begun and not yet finished
 	running *running // nil before and after
+	batches batches  // of a capture that has ended
+	began   bool     // by this daemon, not by one before it; set before anyone else knows the capture
 
 	ownNoted int             // connections of capd itself that were left out; under mu
 	queued   map[string]bool // files that the delivery queue has; under mu
@@ -184,7 +186,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	c.record.Capture.Warnings = append(c.record.Capture.Warnings, p.annotationWarnings(r.reader.Conntrack())...)
 	c.record.Capture.Status = wire.StatusRunning
 	c.record.Capture.Started = now()
-	c.running = r
+	c.running, c.began = r, true
 	c.mu.Unlock()
 	if err := c.save(); err != nil {
 		c.mu.Lock()
@@ -226,6 +228,7 @@ func (c *capture) supervise(r *running) {
 		}
 		note(err)
 	}
+	arrived := batchesOf(r.reader.Stats())
 	if err := r.reader.Close(); err != nil {
 		note(err)
 	}
@@ -234,7 +237,7 @@ func (c *capture) supervise(r *running) {
 
 	c.mu.Lock()
 	rec := &c.record.Capture
-	c.running, c.open = nil, nil
+	c.running, c.open, c.batches = nil, nil, arrived
 	lost := rec.Packets.LostBy.Write // segmentFinished has noted it there
 	rec.Packets = counts
 	rec.Packets.Captured -= lost

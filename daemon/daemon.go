@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"capd/ctl/wire"
@@ -41,9 +42,10 @@ type Daemon struct {
 	checks checkCache
 	own    *ownFlows
 	events events
+	meter  meter
+	cfg    atomic.Pointer[config.Config] // replaced by a reload; read without mu, which holders of a capture's mu must not take
 
 	mu       sync.Mutex
-	cfg      *config.Config
 	captures map[string]*capture
 	starting int             // captures being started, which count against the limit
 	names    map[string]bool // names of captures being started
@@ -55,7 +57,8 @@ type Daemon struct {
 	retiring   bool          // ends when no capture runs
 	retired    chan struct{} // closed when that is so
 
-	pulse *pulse
+	pulse    *pulse
+	exporter *exporter
 }
 
 // Start begins a capture (api.Daemon).
@@ -142,7 +145,7 @@ func (d *Daemon) admit(name string) (release func(), err error) {
 	if d.names[name] {
 		return nil, nameTaken(name)
 	}
-	if limit := d.cfg.Limits.MaxCaptures; active >= limit {
+	if limit := d.config().Limits.MaxCaptures; active >= limit {
 		return nil, &wire.Error{Status: http.StatusTooManyRequests, Code: wire.CodeLimit,
 			Message: fmt.Sprintf("%d captures run already, as many as this box allows (limits.max_captures)", limit), Hint: "stop one: capctl list, capctl stop CAPTURE"}
 	}
@@ -325,8 +328,12 @@ func (d *Daemon) Remove(ctx context.Context, ref string, force bool) error {
 	if err := c.erase(); err != nil {
 		return fmt.Errorf("remove capture: %w", err)
 	}
+	last := c.snapshot()
 	d.mu.Lock()
 	delete(d.captures, c.id)
+	if c.began {
+		d.meter.forget(last, c.batches)
+	}
 	d.mu.Unlock()
 	c.tell(wire.EventRemoved)
 	return nil
@@ -378,14 +385,13 @@ func (d *Daemon) Explain(_ context.Context, req wire.StartRequest) (wire.Explain
 	return p.explain(d.config())
 }
 
-func (d *Daemon) config() *config.Config {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.cfg
-}
+func (d *Daemon) config() *config.Config { return d.cfg.Load() }
 
 // captureHalted is called once for each capture that ran, when its counts are final.
 func (d *Daemon) captureHalted(c *capture) {
 	d.endRenewing()
+	c.mu.Lock()
+	d.meter.halted(c.record.Capture.StopReason)
+	c.mu.Unlock()
 	d.deliver(c)
 }

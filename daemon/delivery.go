@@ -158,6 +158,7 @@ func (c *capture) delivered(name string, u deliver.Update) {
 		delete(c.queued, name)
 	}
 	rec := &c.record.Capture
+	c.d.meter.delivery(rec.Destination, c.id, name, u)
 	if u.Err != nil {
 		c.d.forgetCheck(rec.Destination)
 	}

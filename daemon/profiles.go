@@ -49,9 +49,6 @@ func CheckConfig(cfg *config.Config) error {
 	if least := wire.Size(cfg.Limits.MaxCaptures * leastRecv); cfg.Ring.ReceiveBuffer > 0 && cfg.Ring.ReceiveBuffer < least {
 		refuse("capd.toml", 0, "ring.receive_buffer", "%s is too little for limits.max_captures = %d: write at least %d, or fewer captures", cfg.Ring.ReceiveBuffer, cfg.Limits.MaxCaptures, least)
 	}
-	if cfg.Daemon.MetricsListen != "" || cfg.Daemon.MetricsFile != "" {
-		refuse("capd.toml", 0, "daemon.metrics_listen", "metrics are not built into this version")
-	}
 	return errors.Join(errs...)
 }
 

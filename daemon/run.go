@@ -58,6 +58,7 @@ func Run(ctx context.Context, o Options) error {
 	o.Log.Info("capd is ready", "version", o.Version, "socket", listener.Addr().String(), "captures", len(d.captures))
 	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 	d.pulse = startPulse(d)
+	d.exporter = startExporter(d)
 
 	for {
 		select {
@@ -120,9 +121,10 @@ func listen(path string, log *slog.Logger) (l net.Listener, passed bool, err err
 func open(o Options) (*Daemon, error) {
 	cfg := o.Config
 	d := &Daemon{
-		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(), cfg: cfg,
+		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(),
 		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0), retired: make(chan struct{}),
 	}
+	d.cfg.Store(cfg)
 	var err error
 	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir(), cfg.Spool.Kind == config.SpoolMemory); err != nil {
 		return nil, err
@@ -203,15 +205,13 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 		d.log.Error("the new configuration is refused, the old one stays", "err", err)
 		return
 	}
-	d.mu.Lock()
-	old := d.cfg
+	old := d.cfg.Load()
 	// These are built into what runs already.
 	fixed := *cfg
 	fixed.Daemon, fixed.Spool, fixed.Ring = old.Daemon, old.Spool, old.Ring
 	fixed.Daemon.LogLevel = cfg.Daemon.LogLevel
 	fixed.Limits.MaxCaptures = old.Limits.MaxCaptures
-	d.cfg = &fixed
-	d.mu.Unlock()
+	d.cfg.Store(&fixed)
 	o.Level.Set(cfg.Daemon.LogLevel)
 	handler.SetAccess(accessOf(cfg))
 	restart := fixed.Daemon != cfg.Daemon || fixed.Spool != cfg.Spool || fixed.Ring != cfg.Ring || fixed.Limits.MaxCaptures != cfg.Limits.MaxCaptures
@@ -243,6 +243,7 @@ func (d *Daemon) stopAll() {
 
 // close gives back what open took. Captures have ended.
 func (d *Daemon) close() {
+	d.exporter.stop()
 	d.stopDelivery()
 	d.pulse.stop()
 	d.own.close()

@@ -39,6 +39,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "deliver" {
 		return deliver(args[1:], stdout, stderr)
 	}
+	if len(args) > 0 && args[0] == "metrics" {
+		return exportMetrics(args[1:], stdout, stderr)
+	}
 	flags := flag.NewFlagSet("capd", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }

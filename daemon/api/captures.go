@@ -32,6 +32,7 @@ func (h *Handler) captureRoutes() []route {
 		{method: http.MethodPost, pattern: at(wire.PathExplain), needs: rightView, does: "explain captures", serve: h.explain},
 		{method: http.MethodGet, pattern: at(wire.PathStatus), needs: rightView, does: "see the status", serve: h.status},
 		{method: http.MethodGet, pattern: at(wire.PathDoctor), needs: rightView, does: "see the status", serve: h.doctor},
+		{method: http.MethodGet, pattern: at(wire.PathMetrics), needs: rightView, does: "see the metrics", serve: h.metrics},
 	}
 }
 
@@ -311,5 +312,13 @@ func (h *Handler) doctor(c *call) error {
 		return err
 	}
 	answer(c, http.StatusOK, h.daemon.Doctor())
+	return nil
+}
+
+func (h *Handler) metrics(c *call) error {
+	if err := c.query(nil); err != nil {
+		return err
+	}
+	send(c, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", h.daemon.Metrics())
 	return nil
 }

@@ -55,6 +55,8 @@ type Daemon interface {
 	// Events follows what happens to captures: each piece is one wire.Event as JSON, with
 	// a newline.
 	Events() (Live, error)
+	// Metrics gives what is measured, in Prometheus' text format 0.0.4.
+	Metrics() []byte
 }
 
 // Live is something that is sent as it comes. Next and Close are called by one goroutine.

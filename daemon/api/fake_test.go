@@ -126,6 +126,7 @@ func (d *fakeDaemon) Doctor() wire.Doctor {
 	return wire.Doctor{OK: true, Findings: []wire.Finding{{ID: "clock", Level: wire.LevelOK, Message: "set"}}}
 }
 func (d *fakeDaemon) Status() wire.Status { return wire.Status{Version: "test", Host: "edge-1"} }
+func (d *fakeDaemon) Metrics() []byte     { return []byte("# HELP up Is it?\n# TYPE up gauge\nup 1\n") }
 
 // fakeLive gives its pieces, and then waits or ends.
 type fakeLive struct {

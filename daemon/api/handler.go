@@ -327,11 +327,16 @@ func answer(c *call, status int, v any) {
 		b.Reset()
 		b.WriteString(`{"error":{"code":"` + wire.CodeInternal + `","message":"the answer cannot be written as JSON"}}` + "\n")
 	}
+	send(c, status, "application/json", b.Bytes())
+}
+
+// send sends an answer that is at hand as a whole.
+func send(c *call, status int, contentType string, body []byte) {
 	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(answerTimeout)) // a recorder in a test has none
-	c.w.Header().Set("Content-Type", "application/json")
-	c.w.Header().Set("Content-Length", fmt.Sprint(b.Len()))
+	c.w.Header().Set("Content-Type", contentType)
+	c.w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 	c.w.WriteHeader(status)
-	_, _ = c.w.Write(b.Bytes()) // a client that went away is no concern of ours
+	_, _ = c.w.Write(body) // a client that went away is no concern of ours
 }
 
 // shown quotes foreign text for a message, shortened where it is long.

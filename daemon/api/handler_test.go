@@ -68,6 +68,7 @@ func TestAnswers(t *testing.T) {
 		{"POST", "/v1/explain", `{"filter": "udp"}`, 200, `{"ruleset":"table inet capd {}","kernel":"","user":"","hooks":[],"warnings":[]}`, "explain"},
 		{"POST", "/v1/explain", `{"hooks": ["inputt"]}`, 422, `{"error":{"code":"invalid","message":"hooks[0]: \"inputt\" is not a hook","field":"hooks[0]","hint":"did you mean \"input\"?"}}`, ""},
 		{"GET", "/v1/status", "", 200, `{"version":"test",...`, ""},
+		{"GET", "/metrics", "", 200, "# HELP up Is it?\n# TYPE up gauge\nup 1", ""},
 		{"PATCH", "/v1/status", "", 405, `{"error":{"code":"method_not_allowed","message":"\"/v1/status\" does not take \"PATCH\"","hint":"it takes GET, HEAD"}}`, ""},
 		{"PUT", full, "", 405, `{"error":{"code":"method_not_allowed","message":"\"` + full + `\" does not take \"PUT\"","hint":"it takes DELETE, GET, HEAD"}}`, ""},
 		{"GET", "/", "", 404, `{"error":{"code":"not_found","message":"there is no \"/\" here","hint":"paths begin with /v1/captures, /v1/destinations, /v1/explain, /v1/status"}}`, ""},

@@ -18,6 +18,18 @@ import (
 // It belongs at the start of the delivery process and nowhere else. What cannot be
 // dropped is logged, and is no error where it was not there to begin with.
 func Confine(log *slog.Logger) error {
+	keep := -1
+	if os.Geteuid() == 0 {
+		keep = unix.CAP_DAC_READ_SEARCH
+	}
+	return confine(log, keep)
+}
+
+// Renounce is Confine for another process of capd's that reads nobody's files: no
+// capability stays, whoever it runs as.
+func Renounce(log *slog.Logger) error { return confine(log, -1) }
+
+func confine(log *slog.Logger, keep int) error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("setrlimit RLIMIT_CORE: %w", err)
 	}
@@ -28,10 +40,6 @@ func Confine(log *slog.Logger) error {
 		// Go cannot reach threads that C code has made; capd is built without it.
 		log.Warn("privileges are kept: this binary is built with cgo")
 		return setDumpable()
-	}
-	keep := -1
-	if os.Geteuid() == 0 {
-		keep = unix.CAP_DAC_READ_SEARCH
 	}
 	if err := dropCapabilities(keep); err != nil {
 		return err

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"capd/daemon"
+	"capd/daemon/config"
+)
+
+const metricsUsage = `usage: capd metrics [--config FILE] [--listen HOST:PORT] [--socket PATH]
+
+Answers Prometheus at a TCP address with what capd says at its socket under /metrics, and
+with nothing else. capd starts it as a child of its own where metrics_listen is set. In a
+unit of its own (capd-metrics.service: no capabilities, a user in the group capd-view) it
+spares capd's unit the right to internet sockets.
+
+  --config FILE        capd's configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
+  --listen HOST:PORT   where to listen (default: metrics_listen of the configuration)
+  --socket PATH        capd's socket (default: socket of the configuration, or $CAPD_SOCKET)
+`
+
+// exportMetrics is the process that answers scrapes.
+func exportMetrics(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("capd metrics", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {}
+	path := flags.String("config", "", "")
+	listen := flags.String("listen", "", "")
+	socket := flags.String("socket", "", "")
+	child := flags.Bool("child", false, "") // capd's own: it has passed a connection
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, metricsUsage)
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "capd metrics: unexpected argument %q\n%s", flags.Arg(0), metricsUsage)
+		return 2
+	}
+	if !*child && (*listen == "" || *socket == "") {
+		cfg, err := config.Load(config.Path(*path, os.Getenv))
+		if err == nil {
+			err = cfg.ApplyEnv(os.Getenv)
+		}
+		if err != nil {
+			fmt.Fprintf(stderr, "capd metrics: %v\n", err)
+			return 2
+		}
+		if *listen == "" {
+			*listen = cfg.Daemon.MetricsListen
+		}
+		if *socket == "" {
+			*socket = cfg.Daemon.Socket
+		}
+		if *listen == "" {
+			fmt.Fprintln(stderr, "capd metrics: no address to listen at: set daemon.metrics_listen, or give --listen HOST:PORT")
+			return 2
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(stderr, nil)).With("process", "metrics")
+	if err := daemon.RunMetrics(ctx, daemon.MetricsOptions{Listen: *listen, Socket: *socket, Log: log}); err != nil {
+		log.Error("metrics end", "err", err)
+		return 1
+	}
+	return 0
+}
