@@ -175,9 +175,9 @@ type Destination struct {
 	// Only for sftp.
 	Address      string // host:port
 	User         string
-	PrivateKey   string // absolute path of the key; or
-	PasswordFile string // absolute path of a file holding the password
-	KnownHosts   string // absolute path of a known_hosts file; or
+	PrivateKey   string // path of the key, or credential:NAME; or
+	PasswordFile string // the same of a file holding the password
+	KnownHosts   string // the same of a known_hosts file; or
 	HostKey      string // "ssh-ed25519 AAAA…", or "SHA256:…" of the server's key
 
 	// Only for s3.
@@ -185,9 +185,9 @@ type Destination struct {
 	Region              string
 	Bucket              string
 	PathStyle           *bool  // nil = by the endpoint: virtual host at amazonaws.com, path style elsewhere
-	CAFile              string // absolute path of PEM certificates; "" = the system's
+	CAFile              string // the same of PEM certificates; "" = the system's
 	AccessKeyID         string // not a secret
-	SecretAccessKeyFile string // absolute path
+	SecretAccessKeyFile string // as PrivateKey
 	Credentials         string // where keys come from otherwise: env, file, instance, web-identity
 	SSE                 string // "", "AES256", "aws:kms" or "aws:kms:KEY"
 	ObjectLockDays      int    // 0 = none

@@ -275,3 +275,13 @@ func TestShare(t *testing.T) {
 		}
 	}
 }
+
+func TestSystemdCredentialsStandWhereFilesDo(t *testing.T) {
+	c, err := Parse("capd.toml", strings.NewReader("[destination.soc]\ntype = 'sftp'\naddress = 'h'\nuser = 'u'\nprivate_key = 'credential:soc-key'\nknown_hosts = 'credential:soc-hosts'\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := c.Destinations["soc"]; d.PrivateKey != "credential:soc-key" || d.KnownHosts != "credential:soc-hosts" {
+		t.Errorf("got %+v", d)
+	}
+}

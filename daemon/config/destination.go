@@ -123,7 +123,7 @@ func (p profileReader) sftp(raw rawDestination) {
 	p.get(raw.User, text(&d.User, "a user's name", "the name that the server knows", func(s string) bool { return !strings.ContainsAny(s, " :/@") }))
 	p.get(raw.PrivateKey, secretPath(&d.PrivateKey))
 	p.get(raw.PasswordFile, secretPath(&d.PasswordFile))
-	p.get(raw.KnownHosts, absPath(&d.KnownHosts))
+	p.get(raw.KnownHosts, filePath(&d.KnownHosts))
 	p.get(raw.HostKey, hostKey(&d.HostKey))
 	if raw.Address == nil {
 		p.missing("address", `the server's host or host:port, such as "files.example.net:22"`)
@@ -144,7 +144,7 @@ func (p profileReader) s3(raw rawDestination) {
 		d.PathStyle = new(bool)
 		p.get(raw.PathStyle, boolean(d.PathStyle))
 	}
-	p.get(raw.CAFile, absPath(&d.CAFile))
+	p.get(raw.CAFile, filePath(&d.CAFile))
 	p.get(raw.AccessKeyID, text(&d.AccessKeyID, "an access key's id", "the id alone; the secret stands in secret_access_key_file", func(s string) bool { return !strings.ContainsAny(s, " /,") }))
 	p.get(raw.SecretAccessKeyFile, secretPath(&d.SecretAccessKeyFile))
 	p.get(raw.Credentials, oneOf(&d.Credentials, CredentialsEnv, CredentialsFile, CredentialsInstance, CredentialsWebIdentity))

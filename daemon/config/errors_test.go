@@ -85,7 +85,8 @@ capd.toml:1: destination.ev: secret_access_key_file is missing (the path of a fi
 		{s3 + "bucket = 'UPPER'", `capd.toml:6: destination.ev.bucket: not TOML: Key 'destination.ev.bucket' has already been defined.`},
 		{strings.Replace(s3, "captures", "UPPER", 1), `capd.toml:4: destination.ev.bucket: "UPPER" is not a bucket's name (3 to 63 of a-z, 0-9, dot and dash)`},
 		{s3 + "sse = 'rot13'", `capd.toml:6: destination.ev.sse: "rot13" is not a server-side encryption (write AES256, aws:kms or aws:kms:KEY)`},
-		{strings.Replace(sftp, `"/k"`, `"-----BEGIN OPENSSH PRIVATE KEY-----"`, 1), `capd.toml:5: destination.soc.private_key: this is not an absolute path (write the path of the file that holds it ("/etc/capd/..."))`},
+		{strings.Replace(sftp, `"/k"`, `"-----BEGIN OPENSSH PRIVATE KEY-----"`, 1), `capd.toml:5: destination.soc.private_key: this is not an absolute path (write the path of the file that holds it ("/etc/capd/..."), or "credential:NAME")`},
+		{strings.Replace(sftp, `"/k"`, `"credential:../k"`, 1), `capd.toml:5: destination.soc.private_key: this is not an absolute path (write the path of the file that holds it ("/etc/capd/..."), or "credential:NAME")`},
 
 		// All mistakes at once, line by line.
 		{"[limits]\nretention = 'x'\n[daemon]\nhots = 'a'\nlog_level = 1", `capd.toml:2: limits.retention: "x" is not a duration (write seconds as a number, or 90s, 5m, 1h30m, 7d)

@@ -73,12 +73,34 @@ func absPath(dst *string) setter {
 	}
 }
 
-// secretPath is absPath for a file that holds a secret. Its error does not repeat the
+// credential takes credential:NAME, a systemd credential of the process that delivers
+// (systemd.exec(5), LoadCredential=). It tells whether v is one.
+func credential(dst *string, v any) bool {
+	s, _ := v.(string)
+	name, ok := strings.CutPrefix(s, "credential:")
+	if !ok || name == "" || name == "." || name == ".." || strings.Contains(name, "/") || !printable(name) {
+		return false
+	}
+	*dst = s
+	return true
+}
+
+// filePath is absPath for a file of a profile, which may also be a systemd credential.
+func filePath(dst *string) setter {
+	return func(v any) *mistake {
+		if credential(dst, v) {
+			return nil
+		}
+		return absPath(dst)(v)
+	}
+}
+
+// secretPath is filePath for a file that holds a secret. Its error does not repeat the
 // value: it may be the secret itself.
 func secretPath(dst *string) setter {
 	return func(v any) *mistake {
-		if absPath(dst)(v) != nil {
-			return &mistake{"this is not an absolute path", `write the path of the file that holds it ("/etc/capd/...")`}
+		if filePath(dst)(v) != nil {
+			return &mistake{"this is not an absolute path", `write the path of the file that holds it ("/etc/capd/..."), or "credential:NAME"`}
 		}
 		return nil
 	}

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"path/filepath"
 	"strings"
 )
 
@@ -28,7 +27,8 @@ const (
 )
 
 // Profile is one destination as it is needed for a delivery. It holds the paths of
-// secrets, never a secret, so that it may travel and be logged.
+// secrets, never a secret, so that it may travel and be logged. Where a file is named,
+// credential:NAME means a systemd credential of the delivery process (Locate).
 type Profile struct {
 	Name string `json:"name"`
 	Type string `json:"type"` // TypeSFTP or TypeS3
@@ -182,11 +182,11 @@ func (p Profile) validateKind() error {
 	return p.bad("type", p.Type, "is neither sftp nor s3")
 }
 
-// absolute checks keys that hold paths.
-func (p Profile) absolute(keys map[string]string) error {
-	for key, path := range keys {
-		if path != "" && !filepath.IsAbs(path) {
-			return p.bad(key, path, "is not an absolute path")
+// files checks keys that name files.
+func (p Profile) files(keys map[string]string) error {
+	for key, file := range keys {
+		if file != "" && !validFile(file) {
+			return p.bad(key, file, "%s", fileMessage)
 		}
 	}
 	return nil
@@ -209,7 +209,7 @@ func (p Profile) validateSFTP() error {
 	if p.HostKey != "" && !strings.HasPrefix(p.HostKey, "SHA256:") && len(strings.Fields(p.HostKey)) < 2 {
 		return p.bad("host_key", p.HostKey, `is neither "ssh-ed25519 AAAA…" nor "SHA256:…"`)
 	}
-	return p.absolute(map[string]string{"private_key": p.PrivateKey, "password_file": p.PasswordFile, "known_hosts": p.KnownHosts})
+	return p.files(map[string]string{"private_key": p.PrivateKey, "password_file": p.PasswordFile, "known_hosts": p.KnownHosts})
 }
 
 func (p Profile) validateS3() error {
@@ -241,5 +241,5 @@ func (p Profile) validateS3() error {
 	if p.ObjectLockDays < 0 || p.ObjectLockDays > 36500 {
 		return p.bad("object_lock_days", p.ObjectLockDays, "is not within 0 to 36500")
 	}
-	return p.absolute(map[string]string{"secret_access_key_file": p.SecretAccessKeyFile, "ca_file": p.CAFile})
+	return p.files(map[string]string{"secret_access_key_file": p.SecretAccessKeyFile, "ca_file": p.CAFile})
 }

@@ -119,3 +119,48 @@ func TestReadSecretRefusesWhatOthersMayRead(t *testing.T) {
 		os.Remove(file)
 	}
 }
+
+func TestSystemdCredentials(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	_, err := ReadSecret("private_key", "credential:soc-key")
+	var failure *Error
+	if !errors.As(err, &failure) || failure.Reason != ReasonSecretFile || !strings.Contains(failure.Hint, "LoadCredential=soc-key:") {
+		t.Errorf("outside of a unit: %+v", err)
+	}
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	file := filepath.Join(dir, "soc-key")
+	if _, err := ReadSecret("private_key", "credential:soc-key"); !errors.As(err, &failure) || !strings.Contains(failure.Hint, "LoadCredential=soc-key:") {
+		t.Errorf("not loaded: %+v", err)
+	}
+	if err := os.WriteFile(file, []byte("hunter2\n"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	// 0440 is how systemd's access list for the unit's user looks.
+	for mode, good := range map[os.FileMode]bool{0o400: true, 0o440: true, 0o600: true, 0o444: false, 0o460: false, 0o404: false} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"credential:soc-key", file} {
+			data, err := ReadSecret("private_key", name)
+			if good != (err == nil) || good && string(data) != "hunter2\n" {
+				t.Errorf("%s of mode %o: %q, %v", name, mode, data, err)
+			}
+		}
+	}
+	if data, err := ReadFile("ca_file", "credential:soc-key"); err != nil || len(data) == 0 {
+		t.Errorf("a file that is no secret: %v", err)
+	}
+	for _, name := range []string{"credential:", "credential:.", "credential:..", "credential:a/b", "credential:../../etc/shadow", "key"} {
+		p := Profile{Name: "soc", Type: TypeSFTP, Address: "h:22", User: "u", PrivateKey: name, HostKey: "SHA256:x"}
+		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "private_key") {
+			t.Errorf("%q: %v", name, err)
+		}
+		if _, err := Locate("private_key", name); err == nil && name != "key" {
+			t.Errorf("%q was located", name)
+		}
+	}
+	if err := (Profile{Name: "soc", Type: TypeSFTP, Address: "h:22", User: "u", PrivateKey: "credential:soc-key", HostKey: "SHA256:x"}).Validate(); err != nil {
+		t.Error(err)
+	}
+}

@@ -5,7 +5,61 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 )
+
+// credentialPrefix begins a value that names one of the service's systemd credentials
+// (LoadCredential=, systemd.exec(5)) instead of a path.
+const credentialPrefix = "credential:"
+
+// credentialsVariable names the folder where systemd puts a service's credentials.
+const credentialsVariable = "CREDENTIALS_DIRECTORY"
+
+// fileMessage is what a key that holds a path should hold.
+const fileMessage = `is neither an absolute path nor credential:NAME, a systemd credential of the delivery process`
+
+// validFile tells whether a profile's value may name a file: an absolute path, or
+// credential:NAME.
+func validFile(value string) bool {
+	name, isCredential := strings.CutPrefix(value, credentialPrefix)
+	if !isCredential {
+		return filepath.IsAbs(value)
+	}
+	return name != "" && name != "." && name != ".." && !strings.Contains(name, "/")
+}
+
+// Locate gives the path of a file that a profile names: a path, or credential:NAME, which
+// lies in the delivery process's $CREDENTIALS_DIRECTORY. what names the profile's key, for
+// error texts. Errors are *Error.
+func Locate(what, file string) (string, error) {
+	name, isCredential := strings.CutPrefix(file, credentialPrefix)
+	if !isCredential {
+		return file, nil
+	}
+	if !validFile(file) {
+		return "", Fail(ReasonProfile, nil, "%s: %q is no name of a systemd credential", what, name)
+	}
+	dir := os.Getenv(credentialsVariable)
+	if dir == "" {
+		return "", Fail(ReasonSecretFile, nil, "%s: the delivery process has no systemd credentials", what).
+			WithHint("systemctl edit capd-deliver.service, [Service] LoadCredential=%s:/PATH, and restart it", name)
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// ReadFile reads a file that a profile names and that holds no secret. Errors are *Error.
+func ReadFile(what, file string) ([]byte, error) {
+	path, err := Locate(what, file)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it")
+	}
+	return data, nil
+}
 
 // maxSecret is more than any key or password file has, in bytes.
 const maxSecret = 256 << 10
@@ -13,13 +67,21 @@ const maxSecret = 256 << 10
 // ReadSecret reads a key or password file. One that others may read is refused, so that
 // a slip does not stay unnoticed. what names the profile's key, for error texts. Errors
 // are *Error and hold nothing of the contents.
-func ReadSecret(what, path string) ([]byte, error) {
+func ReadSecret(what, file string) ([]byte, error) {
+	path, err := Locate(what, file)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Fail(ReasonSecretFile, nil, "%s: there is no file %s", what, path).WithHint("put it there with mode 600, or correct %s", what)
+		hint := "put it there with mode 600, or correct " + what
+		if path != file {
+			hint = "systemctl edit capd-deliver.service, [Service] LoadCredential=" + filepath.Base(path) + ":/PATH, and restart it"
+		}
+		return nil, Fail(ReasonSecretFile, nil, "%s: there is no file %s", what, path).WithHint("%s", hint)
 	}
 	if err != nil {
-		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it")
+		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it, and nobody else: give the file to its user")
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -29,7 +91,7 @@ func ReadSecret(what, path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, Fail(ReasonSecretFile, nil, "%s: %s is not a regular file", what, path)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+	if mode := info.Mode().Perm(); mode&forbidden(path) != 0 {
 		return nil, Fail(ReasonSecretFile, nil, "%s: others may read or change %s (mode %#o)", what, path, mode).WithHint("chmod 600 %s", path)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
@@ -40,4 +102,14 @@ func ReadSecret(what, path string) ([]byte, error) {
 		return nil, Fail(ReasonSecretFile, nil, "%s: %s has %d bytes, which cannot be right", what, path, len(data))
 	}
 	return data, nil
+}
+
+// forbidden are the mode bits that a secret must not have. systemd lets a service's user
+// read a credential through an access list, whose mask stands in the group's bits (mode
+// 440, acl(5)); the folder is closed to all others.
+func forbidden(path string) fs.FileMode {
+	if dir := os.Getenv(credentialsVariable); dir != "" && filepath.Dir(path) == filepath.Clean(dir) {
+		return 0o037
+	}
+	return 0o077
 }

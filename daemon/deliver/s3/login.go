@@ -27,9 +27,9 @@ const idleTime = 20 * time.Second
 func newTransport(p deliver.Profile, env deliver.Env, also bool) (*http.Transport, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if p.CAFile != "" {
-		pem, err := os.ReadFile(p.CAFile)
+		pem, err := deliver.ReadFile("ca_file", p.CAFile)
 		if err != nil {
-			return nil, deliver.Fail(deliver.ReasonSecretFile, err, "ca_file")
+			return nil, err
 		}
 		config.RootCAs = x509.NewCertPool()
 		if also {
@@ -132,6 +132,11 @@ func (l *login) temporary(ctx context.Context, p deliver.Profile) error {
 			return err
 		}
 	}
+	if token := os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE"); p.Credentials == deliver.CredentialsWebIdentity && token != "" {
+		if _, err := deliver.ReadSecret("AWS_WEB_IDENTITY_TOKEN_FILE", token); err != nil {
+			return err
+		}
+	}
 	if l.creds == nil {
 		if err := l.open(p); err != nil {
 			return err
@@ -157,11 +162,11 @@ func (l *login) temporary(ctx context.Context, p deliver.Profile) error {
 func whence(source string) string {
 	switch source {
 	case deliver.CredentialsEnv:
-		return "capd's environment needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (systemctl edit capd, EnvironmentFile=)"
+		return "the delivery process's environment needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (systemctl edit capd-deliver, EnvironmentFile=)"
 	case deliver.CredentialsFile:
-		return "they stand in " + sharedFile() + ", under [default] or $AWS_PROFILE"
+		return "they stand in " + sharedFile() + " (or $AWS_SHARED_CREDENTIALS_FILE), under [default] or $AWS_PROFILE"
 	case deliver.CredentialsWebIdentity:
-		return "capd's environment needs AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN"
+		return "the delivery process's environment needs AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN (systemctl edit capd-deliver)"
 	}
 	return "the instance needs a role, and its metadata service (169.254.169.254) must be reachable"
 }

@@ -249,6 +249,19 @@ func TestCredentialsFromElsewhere(t *testing.T) {
 			checked(t, p, "")
 		})
 	}
+	t.Run("a token that others may read", func(t *testing.T) {
+		path := filepath.Join(dir, "token")
+		t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", path)
+		t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/capd")
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p := profile(server)
+		p.AccessKeyID, p.SecretAccessKeyFile, p.Credentials = "", "", deliver.CredentialsWebIdentity
+		if last := checked(t, p, deliver.StepProfile); last.Hint != "chmod 600 "+path {
+			t.Errorf("got %+v", last)
+		}
+	})
 	t.Run("a shared file that others may read", func(t *testing.T) {
 		path := filepath.Join(dir, "credentials")
 		t.Setenv("AWS_SHARED_CREDENTIALS_FILE", path)

@@ -178,7 +178,11 @@ func (s *Store) auth() ([]ssh.AuthMethod, string, error) {
 	}
 	how := fmt.Sprintf("key %s", ssh.FingerprintSHA256(signer.PublicKey()))
 	// A certificate beside the key is used as ssh(1) does.
-	cert, err := os.ReadFile(s.p.PrivateKey + "-cert.pub")
+	path, err := deliver.Locate("private_key", s.p.PrivateKey)
+	if err != nil {
+		return nil, "", err
+	}
+	cert, err := os.ReadFile(path + "-cert.pub")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:

@@ -92,6 +92,10 @@ var errOtherKey = errors.New("another key")
 
 func (h *hostKeys) fromKnownHosts(file string) error {
 	h.from = file
+	file, err := deliver.Locate("known_hosts", file)
+	if err != nil {
+		return err
+	}
 	verify, err := knownhosts.New(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return deliver.Fail(deliver.ReasonSecretFile, nil, "known_hosts: there is no file %s", file).
