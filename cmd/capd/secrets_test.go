@@ -31,8 +31,8 @@ func deliverChild(t *testing.T, d *testbed.Daemon) int {
 	return pid
 }
 
-// inMemory tells whether a process has a text anywhere in what it may write to.
-func inMemory(t *testing.T, pid int, text string) bool {
+// memoryHolds tells whether a process has a text anywhere in what it may write to.
+func memoryHolds(t *testing.T, pid int, text string) bool {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -156,11 +156,11 @@ func TestSecretsStayInTheDeliveryProcess(t *testing.T) {
 		said.WriteString(body)
 	}
 	child := deliverChild(t, d)
-	if !inMemory(t, child, s3.Secret) {
+	if !memoryHolds(t, child, s3.Secret) {
 		t.Error("the delivery process does not hold the secret that it signs with: this test looks in the wrong place")
 	}
 	for _, mark := range marks {
-		if inMemory(t, d.PID(), mark) {
+		if memoryHolds(t, d.PID(), mark) {
 			t.Errorf("capd has %q in its memory", mark)
 		}
 	}
