@@ -33,7 +33,8 @@ delivered are no longer there: capctl show tells where they are.
 
 A file appears under its name only when it is whole, readable by you alone; one that is
 there already is never replaced without --force, unless it is the same. With -o - the
-only file of a capture goes to stdout, into a pipe or a file.`,
+only file of a capture goes to stdout, into a pipe or a file. From several boxes (-H) the
+files come into DIR/host.`,
 		Example: `  capctl download 0f8c -o captures/0f8c
   capctl download voip-drops -o - | tshark -r -
   capctl download voip-drops -o - | wireshark -k -i -`,
@@ -54,6 +55,12 @@ func (a *app) download(ctx context.Context, ref, to string, force bool) error {
 	}
 	if to == "-" && a.json {
 		return usagef("--json and -o - both want stdout").withHint("choose one of them")
+	}
+	if a.box != nil && a.box.many {
+		if to == "-" {
+			return usagef("one stream cannot hold the files of several boxes").withHint("save them with -o DIR and join them: capctl merge -o - DIR")
+		}
+		to = filepath.Join(to, a.box.label)
 	}
 	quick, cancel := a.soon(ctx)
 	c, err := a.client().Get(quick, ref)
@@ -76,7 +83,7 @@ func (a *app) download(ctx context.Context, ref, to string, force bool) error {
 	if to == "-" {
 		if len(here) > 1 {
 			return failf("%s has %d files on the box, and one stream can hold one", ref, len(here)).
-				withHint("save them with -o DIR and join them: mergecap -w - DIR/*")
+				withHint("save them with -o DIR and join them: capctl merge -o - DIR")
 		}
 		return a.fetch(ctx, c.ID, here[0], a.stdout)
 	}

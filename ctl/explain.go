@@ -29,6 +29,8 @@ needed. The rules are those of a box with capd's default settings; the numbers o
 NFLOG groups stand for what the kernel will give. With rights it also looks for what in
 the kernel would hide packets from the capture.
 
+With -H the capd of that box explains, with its settings and its kernel.
+
 The rules can be given to nft -c -f - to have them checked.`,
 		Example: `  capctl explain udp port 5060
   capctl explain -i eth0 -s 128 'tcp port 443 and host 192.0.2.7'
@@ -38,6 +40,14 @@ The rules can be given to nft -c -f - to have them checked.`,
 			req, err := a.request(cmd, &r, args)
 			if err != nil {
 				return err
+			}
+			explain := explain
+			if a.box != nil { // with that box's settings and kernel
+				explain = func(req wire.StartRequest) (wire.Explain, error) {
+					ctx, cancel := a.soon(cmd.Context())
+					defer cancel()
+					return a.client().Explain(ctx, req)
+				}
 			}
 			explained, err := explain(req)
 			if err != nil {

@@ -48,14 +48,15 @@ text is in capctl show. LOST counts packets that matched and could not be kept.`
 				}
 				return nil
 			}
-			return a.printList(captures)
+			return a.printList(captures, nil)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "every capture that is remembered")
 	return cmd
 }
 
-func (a *app) printList(captures []wire.Capture) error {
+// printList writes a table, with a column of hosts where there are any.
+func (a *app) printList(captures []wire.Capture, hosts []string) error {
 	ids := shortIDs(captures)
 	columns := []column{
 		{head: "ID"},
@@ -69,6 +70,9 @@ func (a *app) printList(captures []wire.Capture) error {
 		{head: "TO", least: 8, drop: 2},
 		{head: "FILTER", least: 12, drop: 3},
 	}
+	if hosts != nil {
+		columns = append([]column{{head: "HOST", least: 8}}, columns...)
+	}
 	now := a.now()
 	var rows [][]cell
 	for i, c := range captures {
@@ -80,7 +84,7 @@ func (a *app) printList(captures []wire.Capture) error {
 		if c.Packets.Lost > 0 {
 			lost.style = red
 		}
-		rows = append(rows, []cell{
+		row := []cell{
 			{text: ids[i]},
 			{text: orElse(c.Name, "-")},
 			{text: statusText(c), style: statusStyle(c.Status)},
@@ -91,7 +95,11 @@ func (a *app) printList(captures []wire.Capture) error {
 			{text: size(c.Bytes.Written)},
 			{text: orElse(c.Destination, "-")},
 			{text: orElse(filterText(c.StartRequest), "-")},
-		})
+		}
+		if hosts != nil {
+			row = append([]cell{{text: hosts[i]}}, row...)
+		}
+		rows = append(rows, row)
 	}
 	return a.screenOf(a.stdout).table(a.stdout, columns, rows)
 }

@@ -53,8 +53,15 @@ type app struct {
 	devices        string                                 // where network interfaces are listed
 	timing         timing
 
-	socket  string
-	netns   string
+	args   []string // as given
+	hosts  []string // as given: hosts and @groups
+	box    *box     // the box that this run is for; nil = this machine
+	socket string
+	netns  string
+
+	socketGiven bool // by --socket, and not by the environment of this machine
+	forceJSON   bool
+
 	json    bool
 	quiet   bool
 	noColor bool
@@ -82,16 +89,29 @@ const (
 
 // run parses the arguments, does what they say and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) int {
+	return a.report(a.execute(ctx, args))
+}
+
+// execute is run without the report.
+func (a *app) execute(ctx context.Context, args []string) error {
 	root := a.root()
 	if args == nil {
 		args = []string{} // nil would make cobra take the process's own
 	}
+	a.args = args
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	defer a.close()
+	return root.ExecuteContext(ctx)
+}
+
+// close ends the connections.
+func (a *app) close() {
 	if a.capd != nil {
 		a.capd.Close()
 	}
-	return a.report(err)
+	if a.box != nil {
+		a.box.dialer.Close()
+	}
 }
 
 func (a *app) root() *cobra.Command {
@@ -107,7 +127,11 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
   capctl show 0f8c                            everything about one
   capctl stop 0f8c                            end it early
   capctl start --wait -c 100 icmp             stay until 100 packets are delivered`,
-		PersistentPreRunE: a.checkNetns,
+		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			a.socketGiven = cmd.Flags().Changed("socket")
+			a.json = a.json || a.forceJSON
+			return a.checkNetns(cmd, args)
+		},
 
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -136,21 +160,24 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
 	flags.StringVar(&a.socket, "socket", a.getenv("CAPD_SOCKET"), "capd's socket at `PATH` (or CAPD_SOCKET; default "+wire.DefaultSocket+")")
+	flags.StringArrayVarP(&a.hosts, "host", "H", nil, "do it on `[user@]host[:port]` through ssh, or on a @group; repeatable")
 	flags.StringVar(&a.netns, "netns", "", "the capd of the network namespace `NAME` (capd@NAME.service)")
 	flags.BoolVar(&a.json, "json", false, "print what capd answers, as JSON")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "data and errors only: no notes, no progress")
 	flags.BoolVar(&a.noColor, "no-color", false, "no colours (also with NO_COLOR set)")
 	flags.BoolVar(&a.utc, "utc", false, "times in UTC instead of this machine's zone")
+	_ = root.RegisterFlagCompletionFunc("host", a.completeHost)
 	root.Flags().BoolVar(&version, "version", false, "as capctl version")
 
-	help := a.helpCommand()
+	help := never(a.helpCommand())
 	root.SetHelpCommand(help)
 	for _, cmd := range []*cobra.Command{
 		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(),
-		a.downloadCommand(), a.verifyCommand(), a.mergeCommand(), a.retryCommand(), a.removeCommand(),
+		a.downloadCommand(), never(a.verifyCommand()), never(a.mergeCommand()), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
-		a.versionCommand(), a.completionCommand(), help,
+		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()),
 	} {
+		a.onHosts(cmd)
 		root.AddCommand(cmd)
 		a.order = append(a.order, cmd.Name())
 		for _, c := range append(cmd.Commands(), cmd) {
@@ -169,6 +196,9 @@ func (a *app) client() *client.Client {
 			socket = wire.NetnsSocket(a.netns)
 		}
 		a.capd = &client.Client{Socket: socket, UserAgent: "capctl/" + wire.Version}
+		if a.box != nil {
+			a.capd.Dial = a.box.dialer.Dial
+		}
 	}
 	return a.capd
 }

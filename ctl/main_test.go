@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CAPCTL_TEST_RUN") == "1" {
 		os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
-	os.Exit(testbed.Main(m))
+	os.Exit(testbed.Alone(m))
 }
 
 // process is a capctl of its own.

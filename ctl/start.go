@@ -70,6 +70,7 @@ func (a *app) start(ctx context.Context, req wire.StartRequest, wait bool) error
 	// stops the capture instead of leaving it behind.
 	signals, release := a.signals()
 	defer release()
+	a.share(&req)
 	c, err := a.client().Start(ctx, req)
 	if err != nil {
 		if errors.Is(err, context.Canceled) {

@@ -61,6 +61,32 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
+// aloneVariable marks the process that Alone starts.
+const aloneVariable = "CAPD_TEST_ALONE"
+
+// Alone is Main in a network namespace of the package's own, with lo up: capd, its servers
+// and the traffic of a test can then be on loopback although other packages' tests run a
+// capd in the machine's own namespace, where there can be only one. Without root it is Main.
+func Alone(m *testing.M) int {
+	if os.Geteuid() != 0 || os.Getenv(aloneVariable) != "" {
+		return Main(m)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	args := append([]string{"--net", "sh", "-ec", `ip link set lo up; exec "$@"`, "sh", self}, os.Args[1:]...)
+	cmd := exec.Command("unshare", args...)
+	cmd.Env = append(os.Environ(), aloneVariable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
 // Daemon is a capd process of its own inside a namespace.
 type Daemon struct {
 	NS     string

@@ -280,14 +280,18 @@ func (c *Client) client() *http.Client {
 	return c.http
 }
 
+// Raw connects to capd and leaves what is said to the caller, who closes the connection.
+func (c *Client) Raw(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }
+
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
 	var conn net.Conn
 	var err error
 	if c.Dial != nil {
-		conn, err = c.Dial(ctx)
+		conn, err = c.Dial(ctx) // takes its time: a person may have to touch a key
 	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
 		conn, err = new(net.Dialer).DialContext(ctx, "unix", c.socket())
 	}
 	if err != nil {
