@@ -59,6 +59,8 @@ func (a *app) examine(ctx context.Context) (wire.Doctor, error) {
 	defer cancel()
 	d, err := a.client().Doctor(soon)
 	switch {
+	case errors.Is(err, client.ErrUnreachable) && a.box != nil:
+		return d, err // what can be seen from here is another machine's
 	case errors.Is(err, client.ErrUnreachable):
 		_, message, hint := verdict(err)
 		d.Findings = append([]wire.Finding{{ID: "capd", Level: wire.LevelError, Message: message, Hint: hint}}, a.kernelFindings()...)
@@ -67,7 +69,9 @@ func (a *app) examine(ctx context.Context) (wire.Doctor, error) {
 	default:
 		d.Findings = slices.Concat(a.versionFinding(soon), d.Findings, a.hiddenFindings(soon), a.destinationFindings(ctx))
 	}
-	d.Findings = append(d.Findings, a.loggers()...)
+	if a.box == nil {
+		d.Findings = append(d.Findings, a.loggers()...)
+	}
 	d.OK = !slices.ContainsFunc(d.Findings, func(f wire.Finding) bool { return f.Level == wire.LevelError })
 	return d, nil
 }
