@@ -113,7 +113,7 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 		low.sets[s.Name] = s
 	}
 	low.sets[aliveSet] = o.alive
-	p := part{family: r.family}
+	p := part{family: r.family, target: r.target}
 	if r.rate != nil {
 		p.rate = &nftables.NamedObj{Table: o.table, Name: r.rate.name, Type: nftables.ObjTypeLimit, Obj: &expr.Limit{
 			Type: expr.LimitTypePkts, Rate: r.rate.perSecond, Unit: expr.LimitTimeSecond, Burst: r.rate.burst, Over: true}}
@@ -127,12 +127,7 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	o.bases = slices.Clone(o.bases)
 	var bases []*base
 	for _, b := range r.bases {
-		i := slices.IndexFunc(o.bases, func(x *base) bool { return x.hook == *b.hook })
-		if i < 0 {
-			i = len(o.bases)
-			o.bases = append(o.bases, t.addBase(o, b))
-		}
-		bases = append(bases, o.bases[i])
+		bases = append(bases, t.base(&o, b))
 	}
 	for _, ch := range r.chains {
 		p.chains = append(p.chains, t.conn.AddChain(&nftables.Chain{Name: ch.name, Table: o.table}))
@@ -160,6 +155,17 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	return o, low.err
 }
 
+// base finds a base chain among those of a table, or puts it into the transaction and adds
+// it to them.
+func (t *Table) base(o *owned, b chain) *base {
+	if i := slices.IndexFunc(o.bases, func(x *base) bool { return x.hook == *b.hook }); i >= 0 {
+		return o.bases[i]
+	}
+	added := t.addBase(*o, b)
+	o.bases = append(o.bases, added)
+	return added
+}
+
 // addBase puts a base chain into the transaction, under a name that nft can read back
 // and that no other has.
 func (t *Table) addBase(o owned, c chain) *base {
@@ -185,7 +191,7 @@ func (t *Table) addBase(o owned, c chain) *base {
 // chains and counters stay until Remove. Packets that are already in the chains may
 // still be counted and logged until an RCU grace period has passed.
 func (t *Table) Unhook(id string) error {
-	return t.change("unhook", id, t.unhook, (*capture).unhooked)
+	return t.change("unhook", id, t.unhook, (*capture).unhook)
 }
 
 // Remove deletes everything of the capture, and what only it needed.
@@ -195,7 +201,7 @@ func (t *Table) Remove(id string) error {
 		t.unhook(c)
 		next = t.remove(c)
 	}, func(c *capture) {
-		c.unhooked()
+		c.unhook()
 		t.tables = next
 		delete(t.captures, c.spec.ID)
 	})
@@ -238,8 +244,9 @@ func (t *Table) unhook(c *capture) {
 	}
 }
 
-// unhooked records that the capture's jumps are gone.
-func (c *capture) unhooked() {
+// unhook records that the capture's jumps are gone.
+func (c *capture) unhook() {
+	c.unhooked = true
 	for i, p := range c.parts {
 		for _, j := range p.jumps {
 			j.base.users--

@@ -36,6 +36,7 @@ func (f family) link() filter.Link {
 // tableRules is what one capture adds to one table.
 type tableRules struct {
 	family family
+	target string // the chain that devices' packets go to; family netdev only
 	rate   *rate
 	sets   []filter.Set
 	bases  []chain // base chains with nothing but the capture's jump in them
@@ -152,7 +153,7 @@ func layout(s Spec, devices []string, l lacks) ([]tableRules, error) {
 		if err := b.build(devices); err != nil {
 			return nil, err
 		}
-		if len(b.bases) > 0 {
+		if len(b.chains) > 0 { // there may be no device yet
 			tables = append(tables, b.tableRules)
 		}
 	}
@@ -302,10 +303,15 @@ func (b *builder) inetHook(name, target string) {
 // deviceHooks adds a base chain with a jump for each device: a chain of family netdev
 // has one device.
 func (b *builder) deviceHooks(name, target string, devices []string) {
+	b.target = target
 	for _, device := range devices {
-		h := &hook{name: name, device: device, priority: Priority(name)}
-		b.jump(chain{name: name + "_" + device, hook: h}, target)
+		b.jump(deviceBase(name, device), target)
 	}
+}
+
+// deviceBase is a base chain at a device.
+func deviceBase(hookName, device string) chain {
+	return chain{name: hookName + "_" + device, hook: &hook{name: hookName, device: device, priority: Priority(hookName)}}
 }
 
 // jump adds a base chain that leads to target.

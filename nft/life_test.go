@@ -264,7 +264,6 @@ func TestInstallFails(t *testing.T) {
 		"twice":            {good, ErrExists},
 		"same first half":  {with(func(s *Spec) { s.ID = good.ID + "ffff" }), ErrExists},
 		"no such device":   {with(func(s *Spec) { s.Hooks, s.Interfaces = []string{"prerouting", "ingress"}, []string{"lo", "nope0"} }), ErrNoInterface},
-		"nothing fits":     {with(func(s *Spec) { s.Hooks, s.Interfaces = []string{"egress"}, []string{"nope*"} }), ErrNoInterface},
 		"no interface":     {with(func(s *Spec) { s.Hooks = []string{"egress"} }), nil},
 		"no hook":          {with(func(s *Spec) { s.Hooks = nil }), nil},
 		"unknown hook":     {with(func(s *Spec) { s.Hooks = []string{"foo"} }), nil},

@@ -24,6 +24,8 @@ type Table struct {
 	captures map[string]*capture
 	own      map[filter.Flow]int // capd's own connections, and how often each was added
 	closed   bool
+	watching chan struct{} // closed when the goroutine that watches links has ended; nil = none
+	missed   error         // what it could not do since the last Renew
 }
 
 // owned is the state of one of the two tables.
@@ -43,14 +45,16 @@ type base struct {
 
 // capture is what is installed of one capture.
 type capture struct {
-	spec   Spec
-	parts  []part
-	counts []count
+	spec     Spec
+	parts    []part
+	counts   []count
+	unhooked bool
 }
 
 // part is what a capture has in one table.
 type part struct {
 	family family
+	target string // as tableRules.target
 	jumps  []jump // empty after Unhook
 	chains []*nftables.Chain
 	sets   []*nftables.Set
@@ -96,6 +100,8 @@ func (t *Table) open() error {
 		return t.refused(err)
 	}
 	t.tables[inet].table = table
+	t.watching = make(chan struct{})
+	go t.watch()
 	return nil
 }
 
@@ -127,7 +133,8 @@ func (t *Table) Features() Features { return t.features }
 
 // Renew feeds the dead-man switch: without a call for RenewTimeout the kernel stops
 // logging and counts packets as limited. Call it every second while captures run; after
-// a pause it starts logging again.
+// a pause it starts logging again. The error can also be about an interface that appeared
+// since the last call and to which the captures that cover it could not be extended.
 func (t *Table) Renew() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -140,7 +147,9 @@ func (t *Table) Renew() error {
 	if err := t.conn.Flush(); err != nil {
 		return fmt.Errorf("nft: renew the dead-man switch: %w", err)
 	}
-	return nil
+	missed := t.missed
+	t.missed = nil
+	return missed
 }
 
 // renew puts the renewal into the transaction.
@@ -164,14 +173,18 @@ func (t *Table) renew() error {
 // It may be called more than once.
 func (t *Table) Close() error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if t.closed {
+		t.mu.Unlock()
 		return nil
 	}
 	t.closed = true
+	t.mu.Unlock()
 	var errs []error
 	if t.links != nil {
 		errs = append(errs, t.links.close())
+	}
+	if t.watching != nil {
+		<-t.watching
 	}
 	errs = append(errs, t.conn.CloseLasting())
 	if err := errors.Join(errs...); err != nil {
