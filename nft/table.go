@@ -19,6 +19,7 @@ type Table struct {
 	mu       sync.Mutex
 	conn     *nftables.Conn
 	links    *links
+	looker   *looker
 	features Features
 	tables   [2]owned
 	captures map[string]*capture
@@ -93,6 +94,9 @@ func Open() (*Table, error) {
 func (t *Table) open() error {
 	var err error
 	if t.links, err = openLinks(); err != nil {
+		return err
+	}
+	if t.looker, err = newLooker(); err != nil {
 		return err
 	}
 	table := t.conn.CreateTable(ownTable(inet))
@@ -182,6 +186,9 @@ func (t *Table) Close() error {
 	var errs []error
 	if t.links != nil {
 		errs = append(errs, t.links.close())
+	}
+	if t.looker != nil {
+		errs = append(errs, t.looker.conn.Close())
 	}
 	if t.watching != nil {
 		<-t.watching

@@ -12,6 +12,7 @@ package filter
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -106,4 +107,21 @@ func (e *Error) Error() string {
 	}
 	fmt.Fprintf(&b, ": %s", e.Message)
 	return b.String()
+}
+
+// NamesHosts tells whether the filter asks for addresses of the IP header.
+func (f *Filter) NamesHosts() bool { return namesHosts(f.Tree()) }
+
+func namesHosts(n Node) bool {
+	switch n := n.(type) {
+	case AllOf:
+		return slices.ContainsFunc(n, namesHosts)
+	case AnyOf:
+		return slices.ContainsFunc(n, namesHosts)
+	case Not:
+		return namesHosts(n.X)
+	case Host, Address:
+		return true
+	}
+	return false
 }

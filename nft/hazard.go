@@ -1,0 +1,323 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Hazard is something in the kernel because of which a capture sees less than its words
+// say. The capture still does its work.
+type Hazard struct {
+	Code    string // flowtable_bypass or nat_half_blind
+	Message string
+}
+
+// Codes of hazards.
+const (
+	HazardFlowtable = "flowtable_bypass"
+	HazardNAT       = "nat_half_blind"
+)
+
+// Hazards looks in the calling thread's network namespace for what would hide packets from
+// a capture. The error says that it could not look, for want of CAP_NET_ADMIN or of
+// nftables; what was found until then is given too.
+func Hazards(s Spec) ([]Hazard, error) {
+	l, err := newLooker()
+	if err != nil {
+		return nil, err
+	}
+	defer l.conn.Close()
+	return l.hazards(s)
+}
+
+// Hazards is as the function of this name, in the table's network namespace.
+func (t *Table) Hazards(s Spec) ([]Hazard, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, ErrClosed
+	}
+	return t.looker.hazards(s)
+}
+
+// looker reads what others have set up in nftables. It takes messages apart by itself and
+// looks at no more of them than it needs, since rules of other programs can hold anything.
+type looker struct{ conn *netlink.Conn }
+
+func newLooker() (*looker, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
+	}
+	return &looker{conn}, nil
+}
+
+func (l *looker) hazards(s Spec) ([]Hazard, error) {
+	var out []Hazard
+	tables, err := l.flowtables()
+	for _, ft := range tables {
+		if h, ok := ft.hazard(s); ok {
+			out = append(out, h)
+		}
+	}
+	if !halfBlind(s) {
+		return out, err
+	}
+	where, natErr := l.translations()
+	if len(where) > 0 {
+		out = append(out, Hazard{HazardNAT, fmt.Sprintf("addresses are translated here (%s), and the filter names some: of a translated flow the hooks %s "+
+			"see one direction with other addresses than the filter's; --hook prerouting,postrouting sees both sides of the translation",
+			strings.Join(where, ", "), strings.Join(s.Hooks, ", "))})
+	}
+	return out, errors.Join(err, natErr)
+}
+
+// halfBlind tells whether translated addresses would make a capture miss one direction.
+// Ingress and egress show what is on the wire, with prerouting and postrouting together
+// every packet comes by once with either address.
+func halfBlind(s Spec) bool {
+	return s.Filter.NamesHosts() && !Framed(s.Hooks) &&
+		!(slices.Contains(s.Hooks, "prerouting") && slices.Contains(s.Hooks, "postrouting"))
+}
+
+// flowtable is one that nftables has. linux/netfilter/nf_tables.h: NFTA_FLOWTABLE_*.
+type flowtable struct {
+	family, table, name string
+	devices             []string
+	offload             bool // flows go to hardware
+}
+
+// hazard tells what a flowtable hides from a capture: the packets of forwarded flows after
+// the first few go from its devices' ingress straight to an egress, past all inet hooks;
+// those that hardware has taken over do not come to the kernel at all.
+func (f flowtable) hazard(s Spec) (Hazard, bool) {
+	forwarded := slices.ContainsFunc(s.Hooks, func(h string) bool { return h != "input" && h != "output" })
+	concerned := len(s.Interfaces) == 0 || slices.ContainsFunc(s.Interfaces, func(pattern string) bool {
+		return slices.ContainsFunc(f.devices, func(d string) bool { return covers(pattern, d) || strings.HasSuffix(d, "*") && covers(d, pattern) })
+	})
+	if !forwarded || !concerned {
+		return Hazard{}, false
+	}
+	what := fmt.Sprintf("flowtable %s %s %s (%s)", f.family, f.table, f.name, strings.Join(f.devices, ", "))
+	if f.offload {
+		return Hazard{HazardFlowtable, what + " gives established flows to the network hardware, where no hook sees them: of forwarded flows only the first packets are captured"}, true
+	}
+	var passed []string
+	for _, h := range []string{"prerouting", "forward", "postrouting"} {
+		if slices.Contains(s.Hooks, h) {
+			passed = append(passed, h)
+		}
+	}
+	if len(passed) == 0 {
+		return Hazard{}, false // ingress stands before the flowtable, egress behind it
+	}
+	var flags []string
+	for _, d := range f.devices {
+		flags = append(flags, "-i "+d)
+	}
+	return Hazard{HazardFlowtable, fmt.Sprintf("%s leads established flows past %s: of forwarded flows only the first packets are captured there; "+
+		"ingress and egress see them all: %s", what, strings.Join(passed, ", "), strings.Join(flags, " "))}, true
+}
+
+// Numbers of linux/netfilter/nf_tables.h that x/sys/unix does not have.
+const (
+	getFlowtable       = 23 // NFT_MSG_GETFLOWTABLE
+	flowtableTable     = 1  // NFTA_FLOWTABLE_TABLE
+	flowtableName      = 2
+	flowtableHook      = 3
+	flowtableFlags     = 7
+	flowtableHookDevs  = 3 // NFTA_FLOWTABLE_HOOK_DEVS
+	deviceName         = 1 // NFTA_DEVICE_NAME
+	devicePrefix       = 2 // NFTA_DEVICE_PREFIX, Linux 6.16
+	flowtableHWOffload = 1 // NFT_FLOWTABLE_HW_OFFLOAD
+)
+
+var familyNames = map[uint8]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6",
+	unix.NFPROTO_ARP: "arp", unix.NFPROTO_NETDEV: "netdev", unix.NFPROTO_BRIDGE: "bridge"}
+
+func (l *looker) flowtables() ([]flowtable, error) {
+	messages, err := l.dump(getFlowtable, unix.NFPROTO_UNSPEC, nil)
+	if err != nil {
+		return nil, fmt.Errorf("nft: list flowtables: %w", err)
+	}
+	var out []flowtable
+	for _, m := range messages {
+		f, err := parseFlowtable(m.Data)
+		if err != nil {
+			return out, fmt.Errorf("nft: list flowtables: %w", err)
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// dump lists all objects of a kind; data are attributes that choose among them.
+func (l *looker) dump(kind, family uint8, data []byte) ([]netlink.Message, error) {
+	return l.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | int(kind)), Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
+	})
+}
+
+// decode reads the attributes behind the header of an nftables message.
+func decode(data []byte) (family string, attrs *netlink.AttributeDecoder, err error) {
+	if len(data) < 4 {
+		return "", nil, errors.New("a message without header")
+	}
+	attrs, err = netlink.NewAttributeDecoder(data[4:])
+	if err == nil {
+		attrs.ByteOrder = binary.BigEndian
+	}
+	return familyNames[data[0]], attrs, err
+}
+
+func parseFlowtable(data []byte) (flowtable, error) {
+	family, attrs, err := decode(data)
+	if err != nil {
+		return flowtable{}, err
+	}
+	f := flowtable{family: family}
+	for attrs.Next() {
+		switch attrs.Type() {
+		case flowtableTable:
+			f.table = attrs.String()
+		case flowtableName:
+			f.name = attrs.String()
+		case flowtableFlags:
+			f.offload = attrs.Uint32()&flowtableHWOffload != 0
+		case flowtableHook:
+			attrs.Nested(func(hook *netlink.AttributeDecoder) error {
+				for hook.Next() {
+					if hook.Type() == flowtableHookDevs {
+						hook.Nested(f.addDevices)
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return f, attrs.Err()
+}
+
+func (f *flowtable) addDevices(attrs *netlink.AttributeDecoder) error {
+	for attrs.Next() {
+		switch attrs.Type() {
+		case deviceName:
+			f.devices = append(f.devices, attrs.String())
+		case devicePrefix:
+			f.devices = append(f.devices, attrs.String()+"*")
+		}
+	}
+	return nil
+}
+
+// translations names the tables that have rules which translate addresses.
+func (l *looker) translations() ([]string, error) {
+	var out []string
+	chains, err := l.dump(unix.NFT_MSG_GETCHAIN, unix.NFPROTO_UNSPEC, nil)
+	if err != nil {
+		return nil, fmt.Errorf("nft: list chains: %w", err)
+	}
+	type place struct {
+		family uint8
+		table  string
+	}
+	var places []place
+	for _, m := range chains {
+		_, attrs, err := decode(m.Data)
+		if err != nil {
+			return nil, fmt.Errorf("nft: list chains: %w", err)
+		}
+		table, kind := "", ""
+		for attrs.Next() {
+			switch attrs.Type() {
+			case unix.NFTA_CHAIN_TABLE:
+				table = attrs.String()
+			case unix.NFTA_CHAIN_TYPE:
+				kind = attrs.String()
+			}
+		}
+		if p := (place{m.Data[0], table}); attrs.Err() == nil && kind == "nat" && !slices.Contains(places, p) {
+			places = append(places, p)
+		}
+	}
+	for _, p := range places {
+		name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(p.table), 0)}})
+		if err != nil {
+			return out, fmt.Errorf("nft: list rules: %w", err)
+		}
+		rules, err := l.dump(unix.NFT_MSG_GETRULE, p.family, name)
+		if err != nil {
+			return out, fmt.Errorf("nft: list rules: %w", err)
+		}
+		if slices.ContainsFunc(rules, translates) {
+			out = append(out, fmt.Sprintf("table %s %s", familyNames[p.family], p.table))
+		}
+	}
+	// iptables of old keeps its tables elsewhere, and lists them once they are in use.
+	for file, name := range map[string]string{"/proc/net/ip_tables_names": "iptables-legacy", "/proc/net/ip6_tables_names": "ip6tables-legacy"} {
+		names, err := os.ReadFile(file)
+		if err == nil && slices.Contains(strings.Fields(string(names)), "nat") {
+			out = append(out, name+" table nat")
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// translates tells whether a rule has a statement that changes addresses, nft's own or
+// one of iptables' targets.
+func translates(m netlink.Message) bool {
+	_, attrs, err := decode(m.Data)
+	if err != nil {
+		return false
+	}
+	found := false
+	for attrs.Next() {
+		if attrs.Type() != unix.NFTA_RULE_EXPRESSIONS {
+			continue
+		}
+		attrs.Nested(func(list *netlink.AttributeDecoder) error {
+			for list.Next() {
+				list.Nested(func(expression *netlink.AttributeDecoder) error {
+					found = found || changesAddresses(expression)
+					return nil
+				})
+			}
+			return nil
+		})
+	}
+	return found
+}
+
+// changesAddresses looks at one expression of a rule.
+func changesAddresses(attrs *netlink.AttributeDecoder) bool {
+	name, target := "", ""
+	for attrs.Next() {
+		switch attrs.Type() {
+		case unix.NFTA_EXPR_NAME:
+			name = attrs.String()
+		case unix.NFTA_EXPR_DATA:
+			if name != "target" {
+				continue
+			}
+			attrs.Nested(func(data *netlink.AttributeDecoder) error {
+				for data.Next() {
+					if data.Type() == unix.NFTA_TARGET_NAME {
+						target = data.String()
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return slices.Contains([]string{"nat", "masq", "redir"}, name) ||
+		slices.Contains([]string{"SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP"}, target)
+}
