@@ -79,6 +79,11 @@ func explain(req wire.StartRequest) (wire.Explain, error) {
 		return wire.Explain{}, filterProblem(err)
 	}
 	out := wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader, Warnings: []wire.Warning{}}
+	// Without rights nothing can be looked for; that is no fault of the request.
+	found, _ := nft.Hazards(spec)
+	for _, h := range found {
+		out.Warnings = append(out.Warnings, wire.Warning{Code: h.Code, Message: h.Message})
+	}
 	return out, nil
 }
 

@@ -104,7 +104,7 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	c := &capture{id: id, d: d, log: d.log.With("capture", id), halted: make(chan struct{})}
 	c.record.Capture = wire.Capture{
 		ID: id, Host: d.host, Status: wire.StatusPending, Stream: p.stream, StartRequest: p.request,
-		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: p.warnings(),
+		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: d.warnings(p),
 	}
 	c.record.InMemory = d.spool.InMemory() && !p.stream
 	c.tell(wire.EventStarted)
@@ -382,7 +382,9 @@ func (d *Daemon) Explain(_ context.Context, req wire.StartRequest) (wire.Explain
 	if err != nil {
 		return wire.Explain{}, err
 	}
-	return p.explain(d.config())
+	out, err := p.explain(d.config())
+	out.Warnings = d.warnings(p)
+	return out, err
 }
 
 func (d *Daemon) config() *config.Config { return d.cfg.Load() }

@@ -81,6 +81,9 @@ func (p *pulse) beat(now time.Time) {
 	var err error
 	if p.d.isRunning() {
 		err = p.d.table.Renew()
+		if missed := p.d.table.Missed(); missed != nil {
+			p.d.log.Warn("captures may not see an interface that appeared", slog.Any("err", missed))
+		}
 	}
 	captures := p.d.all()
 	if stuck := p.stuck(captures, now); err == nil && len(stuck) > 0 {

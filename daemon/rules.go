@@ -55,9 +55,18 @@ func (p *plan) ringConfig(kernel nft.Spec, cfg *config.Config, sh *share) ring.C
 	return rc
 }
 
-// warnings are what a person should know before the first packet.
-func (p *plan) warnings() []wire.Warning {
-	return []wire.Warning{}
+// warnings are what a person should know before the first packet: what in the kernel
+// makes the capture see less than its words say.
+func (d *Daemon) warnings(p *plan) []wire.Warning {
+	out := []wire.Warning{}
+	found, err := d.table.Hazards(p.rules(strings.Repeat("0", 32), d.config()))
+	if err != nil {
+		d.log.Warn("cannot look for what hides packets from a capture", "err", err)
+	}
+	for _, h := range found {
+		out = append(out, wire.Warning{Code: h.Code, Message: h.Message})
+	}
+	return out
 }
 
 // explain is the plan in words. The groups stand for what the kernel will give.
@@ -70,5 +79,5 @@ func (p *plan) explain(cfg *config.Config) (wire.Explain, error) {
 	if err != nil {
 		return wire.Explain{}, fmt.Errorf("explain the rules: %w", err)
 	}
-	return wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader, Warnings: p.warnings()}, nil
+	return wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader}, nil
 }

@@ -26,7 +26,7 @@ type Table struct {
 	own      map[filter.Flow]int // capd's own connections, and how often each was added
 	closed   bool
 	watching chan struct{} // closed when the goroutine that watches links has ended; nil = none
-	missed   error         // what it could not do since the last Renew
+	missed   error         // what it could not do since Missed was called last
 }
 
 // owned is the state of one of the two tables.
@@ -137,8 +137,7 @@ func (t *Table) Features() Features { return t.features }
 
 // Renew feeds the dead-man switch: without a call for RenewTimeout the kernel stops
 // logging and counts packets as limited. Call it every second while captures run; after
-// a pause it starts logging again. The error can also be about an interface that appeared
-// since the last call and to which the captures that cover it could not be extended.
+// a pause it starts logging again.
 func (t *Table) Renew() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -151,9 +150,7 @@ func (t *Table) Renew() error {
 	if err := t.conn.Flush(); err != nil {
 		return fmt.Errorf("nft: renew the dead-man switch: %w", err)
 	}
-	missed := t.missed
-	t.missed = nil
-	return missed
+	return nil
 }
 
 // renew puts the renewal into the transaction.

@@ -45,6 +45,16 @@ func (t *Table) hear(n news, final error) (ended bool) {
 	return final != nil
 }
 
+// Missed says, once, what could not be done since the last call for interfaces that
+// appeared: captures that cover them may not see them.
+func (t *Table) Missed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	missed := t.missed
+	t.missed = nil
+	return missed
+}
+
 // follow hooks the captures that cover interfaces into them, where they are not yet.
 func (t *Table) follow(names []string) error {
 	var errs []error

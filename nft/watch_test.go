@@ -65,7 +65,7 @@ func TestLaterInterfaces(t *testing.T) {
 	if got := total(t, table, over.ID); got.Seen != 0 {
 		t.Errorf("a capture that has ended counted %+v", got)
 	}
-	if err := table.Renew(); err != nil {
+	if err := table.Missed(); err != nil {
 		t.Errorf("following later0: %v", err)
 	}
 	for _, id := range []string{s.ID, over.ID} {
