@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -366,6 +367,9 @@ func (c *capture) segmentFinished(s spool.Segment) {
 
 func wireFile(s spool.Segment) wire.File {
 	f := wire.File{Name: s.Name, Status: wire.FileSpooled, Packets: s.Packets, Bytes: uint64(s.Bytes), SHA256Plain: s.PlainSHA256}
+	if strings.Contains(s.Name, ".zst") {
+		f.Stored = uint64(s.Hurried)
+	}
 	if !s.First.IsZero() {
 		f.First, f.Last = &wire.Time{Time: s.First.UTC()}, &wire.Time{Time: s.Last.UTC()}
 	}

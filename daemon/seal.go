@@ -7,7 +7,6 @@ import (
 
 	"filippo.io/age"
 	"filippo.io/age/agessh"
-	"github.com/klauspost/compress/zstd"
 
 	"capd/daemon/config"
 	"capd/daemon/spool"
@@ -51,52 +50,48 @@ func parseRecipient(text string) (age.Recipient, error) {
 	return r, nil
 }
 
-// segments names a capture's files and encodes them as the destination asks. Compression
-// is left out where the disk cannot keep up: it is the dearest step, and losing packets
-// for it would be wrong.
-func (s *sealing) segments(format string) func(int, bool) (string, spool.Encode) {
-	return func(n int, behind bool) (string, spool.Encode) {
+// segments names a capture's files and encodes them as the destination asks.
+func (s *sealing) segments(format string) func(int) (string, spool.Encode) {
+	return func(n int) (string, spool.Encode) {
 		name := fmt.Sprintf("%04d.%s", n, format)
-		compress := s != nil && s.compress && !behind
-		if compress {
-			name += ".zst"
-		}
-		if s != nil && len(s.recipients) > 0 {
-			name += ".age"
-		}
-		if !compress && (s == nil || len(s.recipients) == 0) {
+		if s == nil || !s.compress && len(s.recipients) == 0 {
 			return name, nil
 		}
-		return name, func(dst io.Writer) (spool.Encoder, error) { return s.encode(dst, compress) }
+		if s.compress {
+			name += ".zst"
+		}
+		if len(s.recipients) > 0 {
+			name += ".age"
+		}
+		return name, s.encode
 	}
 }
 
-// encode builds one segment's chain: zstd → age → dst.
-func (s *sealing) encode(dst io.Writer, compress bool) (spool.Encoder, error) {
-	e := &encoding{top: nopCloser{dst}}
+// encode builds one segment's chain: zstd → age → dst (spool.Encode).
+func (s *sealing) encode(dst io.Writer) (spool.Encoder, error) {
+	e := &encoding{top: dst}
 	if len(s.recipients) > 0 {
 		w, err := age.Encrypt(dst, s.recipients...)
 		if err != nil {
 			return nil, err
 		}
-		e.top, e.layers = w, []io.Closer{w}
+		e.top, e.age = w, w
 	}
-	if compress {
-		// One frame a file: tshark reads only the first of several.
-		w, err := zstd.NewWriter(e.top, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if s.compress {
+		w, err := newFrame(e.top)
 		if err != nil {
 			return nil, err
 		}
-		e.top, e.zstd, e.layers = w, w, append(e.layers, w)
+		e.top, e.frame = w, w
 	}
 	return e, nil
 }
 
-// encoding is a chain of writers; the last layer is the outermost.
+// encoding is a chain of writers, of which top is the first.
 type encoding struct {
-	top    io.Writer
-	zstd   *zstd.Encoder // nil without compression
-	layers []io.Closer
+	top   io.Writer
+	frame *frame         // nil without compression
+	age   io.WriteCloser // nil without sealing
 }
 
 // Write implements spool.Encoder.
@@ -104,20 +99,30 @@ func (e *encoding) Write(p []byte) (int, error) { return e.top.Write(p) }
 
 // Flush implements spool.Encoder. age passes on whole chunks of 64 KiB only.
 func (e *encoding) Flush() error {
-	if e.zstd == nil {
+	if e.frame == nil {
 		return nil
 	}
-	return e.zstd.Flush()
+	return e.frame.flush()
+}
+
+// Hurry implements spool.Encoder. Compression is the dearest step, and losing packets for
+// it would be wrong; sealing is not left out.
+func (e *encoding) Hurry() error {
+	if e.frame == nil {
+		return nil
+	}
+	return e.frame.store()
 }
 
 // Close implements spool.Encoder.
 func (e *encoding) Close() error {
-	for i := len(e.layers) - 1; i >= 0; i-- {
-		if err := e.layers[i].Close(); err != nil {
+	if e.frame != nil {
+		if err := e.frame.close(); err != nil {
 			return err
 		}
 	}
+	if e.age != nil {
+		return e.age.Close()
+	}
 	return nil
 }
-
-type nopCloser struct{ io.Writer }

@@ -45,7 +45,7 @@ func TestRingKeepsTheNewest(t *testing.T) {
 	for _, format := range []string{"pcapng", "pcap"} {
 		t.Run(format, func(t *testing.T) {
 			const length, size = 3, 128 << 10
-			id := d.Must("start", "--ring", "3", "--segment-size", "128KiB", "--hook", "prerouting", "--format", format)
+			id := d.Must("start", "--ring", "3", "--segment-size", "128KiB", "--hook", "prerouting", "--format", format, "udp port 5000")
 			var sent []testbed.Message
 			for range 10 {
 				m, err := testbed.SendUDP(testbed.Stream{From: p.A, To: p.B, Source: netip.AddrPortFrom(testbed.A4, 0),

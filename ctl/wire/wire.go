@@ -230,6 +230,7 @@ type File struct {
 	Last        *Time  `json:"last"`  // timestamp of the latest packet
 	SHA256      string `json:"sha256,omitempty"`
 	SHA256Plain string `json:"sha256_plain,omitempty"`
+	Stored      uint64 `json:"stored,omitempty"` // plain bytes that compression left as they are, because it did not keep up
 	Verified    string `json:"verified,omitempty"`
 	URL         string `json:"url,omitempty"`
 	Attempts    int    `json:"attempts"`

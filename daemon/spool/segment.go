@@ -26,6 +26,7 @@ type segment struct {
 
 	encode  Encode // nil: as it is
 	encoder Encoder
+	hurried bool
 	sink    sink
 	plain   hash.Hash // of what went into encoder
 }

@@ -32,6 +32,7 @@ type Segment struct {
 	Name        string    // file name inside the capture's folder
 	Bytes       int64     // length of the file
 	PlainBytes  int64     // length before it was encoded; Bytes where it was not
+	Hurried     int64     // plain bytes that came after Encoder.Hurry
 	PlainSHA256 string    // of the plain bytes, hexadecimal, where they were encoded; else ""
 	Packets     uint64    // packets in it
 	First, Last time.Time // earliest and latest timestamp; zero without packets
@@ -46,9 +47,8 @@ type Options struct {
 	// is offered; the Writer closes it.
 	Create func(name string) (*os.File, error)
 	// Segment gives the name of segment n (from 1), and what its bytes go through before
-	// they reach the disk; a nil Encode means as they are. behind tells that the disk
-	// does not keep up, so that something costly may be left out.
-	Segment func(n int, behind bool) (name string, encode Encode)
+	// they reach the disk; a nil Encode means as they are.
+	Segment func(n int) (name string, encode Encode)
 	// Memory is page aligned and belongs to the Writer until Close has returned. It is
 	// cut into blocks of BlockSize(len(Memory)); at least two must fit.
 	Memory []byte
@@ -78,6 +78,9 @@ type Encoder interface {
 	io.Writer
 	// Flush passes on as much of what was written as the encoding allows.
 	Flush() error
+	// Hurry is called at most once, when encoding or the disk does not keep up: the rest of
+	// the segment is to be encoded without what is costly.
+	Hurry() error
 	// Close passes on everything and ends the encoding; it does not close the file.
 	Close() error
 }
@@ -163,7 +166,7 @@ func NewWriter(opt Options) (*Writer, error) {
 // open begins the next segment on the producer's side.
 func (w *Writer) open() {
 	w.number++
-	name, encode := w.opt.Segment(w.number, w.Behind())
+	name, encode := w.opt.Segment(w.number)
 	w.seg = &segment{Segment: Segment{Name: name, Opened: time.Now()}, make: w.opt.Create, encode: encode}
 	w.offset, w.fill, w.flushed, w.block = 0, 0, 0, nil
 }
@@ -459,6 +462,15 @@ func (w *Writer) pass(o op) error {
 			return fmt.Errorf("encode segment %s: %w", s.Name, err)
 		}
 		s.encoder, s.plain = encoder, sha256.New()
+	}
+	if !s.hurried && w.Behind() {
+		if err := s.encoder.Hurry(); err != nil {
+			return fmt.Errorf("encode segment %s: %w", s.Name, err)
+		}
+		s.hurried = true
+	}
+	if s.hurried {
+		s.Hurried += int64(len(o.data))
 	}
 	s.plain.Write(o.data)
 	if _, err := s.encoder.Write(o.data); err != nil {

@@ -5,12 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,7 +74,13 @@ func (f *finished) add(s Segment) {
 	f.mu.Unlock()
 }
 
-func plainSegments(n int, _ bool) (string, Encode) { return fmt.Sprintf("%04d.rec", n), nil }
+func (f *finished) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.list)
+}
+
+func plainSegments(n int) (string, Encode) { return fmt.Sprintf("%04d.rec", n), nil }
 
 func newTestWriter(t testing.TB, dir string, memorySize int) (*Writer, *finished) {
 	t.Helper()
@@ -283,5 +291,57 @@ func BenchmarkWriter(b *testing.B) {
 				b.Fatal(err)
 			}
 		})
+	}
+}
+
+// countedEncoder passes everything on; being told twice would panic.
+type countedEncoder struct {
+	io.Writer
+	told chan struct{}
+}
+
+func (e countedEncoder) Flush() error { return nil }
+func (e countedEncoder) Close() error { return nil }
+func (e countedEncoder) Hurry() error { close(e.told); return nil }
+
+// An encoding that does not keep up is told so, once a segment.
+func TestEncoderIsTold(t *testing.T) {
+	done := new(finished)
+	gate, dir := make(chan struct{}), t.TempDir()
+	w, err := NewWriter(Options{
+		Create: func(name string) (*os.File, error) {
+			if name != "0001.rec" {
+				<-gate // the second segment's file comes when its blocks are full
+			}
+			return InFolder(dir)(name)
+		},
+		Segment: func(n int) (string, Encode) {
+			return fmt.Sprintf("%04d.rec", n), func(dst io.Writer) (Encoder, error) {
+				return countedEncoder{dst, make(chan struct{})}, nil
+			}
+		},
+		Memory: memory(t, 1<<20), Finished: done.add, Repair: repairRecords,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(blocks int) {
+		for range blocks * w.blockSize >> 10 {
+			copy(w.Reserve(1<<10), "record")
+			w.Commit()
+		}
+	}
+	add(1)
+	w.Rotate()
+	for deadline := time.Now().Add(time.Minute); done.count() == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	add(6) // of eight
+	close(gate)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if len(done.list) != 2 || done.list[0].Hurried != 0 || done.list[1].Hurried != 6*int64(w.blockSize) {
+		t.Errorf("segments: %+v", done.list)
 	}
 }
