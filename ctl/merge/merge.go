@@ -11,7 +11,8 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"regexp"
+	"net/url"
+	"strings"
 	"time"
 
 	"capd/ring/pcapng"
@@ -55,13 +56,19 @@ func (e *Ended) Error() string {
 // Unwrap gives the fault.
 func (e *Ended) Unwrap() error { return e.Err }
 
-// capd's section comments begin so.
-var sectionHost = regexp.MustCompile(`^capture [0-9a-f]+ on ([^\s,]+)`)
-
-// HostOf gives the host that a file of capd's says it is from, or "".
+// HostOf gives the host that a file of capd's says it is from, or "". Its section comment
+// is "capd capture=ID host=NAME …", with what would part the words written as %20.
 func HostOf(s pcapng.Section) string {
-	if m := sectionHost.FindStringSubmatch(s.Comment); m != nil {
-		return m[1]
+	words := strings.Fields(s.Comment)
+	if len(words) == 0 || words[0] != "capd" {
+		return ""
+	}
+	for _, word := range words[1:] {
+		if value, ok := strings.CutPrefix(word, "host="); ok {
+			if name, err := url.PathUnescape(value); err == nil {
+				return name
+			}
+		}
 	}
 	return ""
 }

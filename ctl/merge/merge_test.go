@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,7 +23,7 @@ const epoch = int64(1_790_000_000_000_000_000)
 // file makes a pcapng file of capd's kind with packets at the given offsets in
 // microseconds; its packets' payloads name them.
 func file(host, iface string, at ...int64) []byte {
-	s := pcapng.Section{Comment: "capture 0f8c on " + host + ", hooks prerouting"}
+	s := pcapng.Section{Comment: "capd capture=0f8c host=" + url.PathEscape(host) + " hooks=prerouting"}
 	i := pcapng.Interface{LinkType: 1, Snaplen: 262144, Name: iface}
 	b := i.Append(s.Append(nil))
 	for _, t := range at {
