@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -208,6 +209,72 @@ func TestIfName(t *testing.T) {
 		}
 		if err := table.Remove(s.ID); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// Nothing that a capture is given reaches beyond its own chains: what others have in the
+// kernel is as it was, and so is a box that is given the printed rules.
+func TestHostileCaptures(t *testing.T) {
+	testbed.NeedCommand(t, "nft", "ip")
+	const theirs = "table inet firewall {\n\tset blocked {\n\t\ttype ipv4_addr\n\t\telements = { 192.0.2.66 }\n\t}\n\n\tchain in {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tip saddr @blocked drop\n\t}\n}\n"
+	for i, c := range []struct{ name, prefix, filter string }{
+		{"\"; flush ruleset; add table inet evil; #", "capd:00000001", "tcp"},
+		{"x\" accept comment \"y", "capd:00000001", `ifname \};flush`},
+		{"a\n\tdelete table inet firewall\n", "capd:00000001", `ifname \$x;{}#`},
+		{"firewall", "firewall", "ifname in or ifname blocked"},
+		{strings.Repeat("a", 4000), "capd:00000001", hosts(300) + " or (ifname in and portrange 1-65535)"},
+		{"@blocked", "@blocked", `ifname \@blocked and not port 22`},
+		{"$firewall", "*", "ifname firewall"},
+	} {
+		ns, other := testbed.NewNS(t), testbed.NewNS(t)
+		for _, ns := range []string{ns, other} {
+			testbed.RunIn(t, ns, "nft", theirs)
+		}
+		table := openIn(t, ns)
+		s := defaultSpec(fmt.Sprintf("%08x", i))
+		s.Name, s.Prefix, s.Filter = c.name, c.prefix, parse(t, c.filter)
+		s.Hooks, s.Interfaces = []string{"prerouting", "output", "ingress"}, []string{"lo"}
+		install(t, table, s)
+		printed, err := Ruleset(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("ip", "netns", "exec", other, "nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(strings.ReplaceAll(printed, "\tflags owner\n", ""))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%.40q: nft: %v: %s", c.name, err, out)
+		}
+		for _, ns := range []string{ns, other} {
+			if got := testbed.RunIn(t, ns, "nft", "list", "table", "inet", "firewall"); got != theirs {
+				t.Errorf("%.40q: their table is now\n%s", c.name, got)
+			}
+			tables := strings.Fields(strings.ReplaceAll(testbed.RunIn(t, ns, "nft", "list", "tables"), "table ", ""))
+			if got := strings.Join(tables, " "); got != "inet firewall inet capd netdev capd" {
+				t.Errorf("%.40q: there are the tables %s", c.name, got)
+			}
+			for line := range strings.Lines(testbed.RunIn(t, ns, "nft", "list", "chains")) {
+				name, isChain := strings.CutPrefix(strings.TrimSpace(line), "chain ")
+				name, _, _ = strings.Cut(name, " ")
+				if ours := strings.HasPrefix(name, "capture_"+s.ID) || slices.Contains([]string{"prerouting", "output", "ingress_lo", "in"}, name); isChain && !ours {
+					t.Errorf("%.40q: chain %q", c.name, name)
+				}
+			}
+		}
+		if err := table.Remove(s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What cannot be made fit is refused.
+	for _, change := range []func(*Spec){
+		func(s *Spec) { s.Prefix = "a\" accept" }, func(s *Spec) { s.Prefix = "a\nb" }, func(s *Spec) { s.Prefix = "$firewall" }, func(s *Spec) { s.ID = "0f8c1234; flush" },
+		func(s *Spec) { s.ID = "../../aaaa" }, func(s *Spec) { s.Interfaces = []string{"a\"; b"} }, func(s *Spec) { s.Interfaces = []string{"*b"} },
+		func(s *Spec) { s.Hooks = []string{"input priority 0; }"} },
+	} {
+		s := defaultSpec("0f8c1234")
+		change(&s)
+		if text, err := Ruleset(s); err == nil {
+			t.Errorf("%+v is taken:\n%s", s, text)
 		}
 	}
 }

@@ -28,8 +28,9 @@ func (s Spec) check() (Spec, error) {
 	if len(s.Hooks) == 0 {
 		return wrong("no hook is given")
 	}
-	if len(s.Prefix) > maxPrefix || strings.ContainsFunc(s.Prefix, unfit) {
-		return wrong("the log prefix %q is longer than %d bytes or has more than plain printable characters", s.Prefix, maxPrefix)
+	// In a log prefix, nft takes what stands after $ for a variable's name.
+	if len(s.Prefix) > maxPrefix || strings.ContainsFunc(s.Prefix, unfit) || strings.Contains(s.Prefix, "$") {
+		return wrong("the log prefix %q is longer than %d bytes or has more than plain printable characters without $", s.Prefix, maxPrefix)
 	}
 	for _, h := range s.Hooks {
 		atNetdev := slices.Contains(netdevHooks, h)

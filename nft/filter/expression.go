@@ -244,7 +244,13 @@ func (n VLAN) String() string {
 	return words("vlan", strconv.Itoa(n.ID))
 }
 
-func (n IfName) String() string { return words("ifname", n.Name) }
+func (n IfName) String() string {
+	if strings.ContainsFunc(n.Name, func(r rune) bool { return r > 127 || !isLetterOrDigit(byte(r)) && !strings.ContainsRune("._-", r) }) ||
+		!isLetterOrDigit(n.Name[0]) || strings.HasSuffix(n.Name, "-") || strings.HasSuffix(n.Name, "_") {
+		return "ifname \\" + n.Name
+	}
+	return words("ifname", n.Name)
+}
 
 func (n Direction) String() string {
 	if n.Outbound {

@@ -144,7 +144,7 @@ func (g *generator) number(depth int) string {
 	case n < 5:
 		return fmt.Sprintf("%s[%d%s]", pick(g, []string{"ip", "ip6", "tcp", "udp", "icmp", "icmp6"}), g.IntN(44), pick(g, []string{"", ":1", ":2", ":4"}))
 	case n < 6:
-		return fmt.Sprintf("ip[%s]", g.number(depth-1))
+		return fmt.Sprintf(pick(g, []string{"ip[%s]", "ip[%s]", "-%s"}), g.number(depth-1))
 	}
 	op := pick(g, []string{"+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>"})
 	right := g.number(depth - 1)

@@ -45,8 +45,11 @@ func libpcap(t testing.TB, link Link, expression string, flags ...string) (vm ve
 			t.Fatalf("%q: %v", line, err)
 		}
 		instruction := raw.Disassemble()
-		if _, ok := instruction.(bpf.TAX); ok {
+		switch instruction.(type) {
+		case bpf.TAX:
 			vm.usesX = true
+		case bpf.NegateA: // the machine does not know it: times -1, modulo 2^32
+			instruction = bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: 1<<32 - 1}
 		}
 		program = append(program, instruction)
 	}

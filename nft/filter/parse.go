@@ -3,6 +3,7 @@ package filter
 import (
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Bounds of a filter's text: a request has a megabyte at most, a list of a thousand
@@ -473,13 +474,14 @@ func (p *parser) ifName() (Node, error) {
 	if err := p.advance(); err != nil {
 		return nil, err
 	}
-	// Interfaces have names that look like anything.
-	name := p.tok.text
-	if p.tok.kind == tokEnd || p.tok.kind == tokSymbol {
+	// Interfaces have names that look like anything, also like keywords.
+	name := strings.TrimPrefix(p.lexer.text[p.tok.at:p.lexer.at], "\\")
+	if p.tok.kind == tokEnd || p.tok.kind == tokSymbol || p.tok.kind == tokWord && !isLetterOrDigit(name[0]) {
 		return nil, p.unexpected("an interface's name")
 	}
-	if len(name) > 15 || strings.ContainsAny(name, "/:*\" ") {
-		return nil, p.wrong(p.tok, "", "%q is no interface name: 1 to 15 characters without / and :", name)
+	unfit := func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) }
+	if len(name) > 15 || strings.ContainsAny(name, "/:*\"\\ ") || strings.ContainsFunc(name, unfit) {
+		return nil, p.wrong(p.tok, "", "%q is no interface name: 1 to 15 printable characters without / : * \" and \\", name)
 	}
 	return IfName{name}, p.advance()
 }
