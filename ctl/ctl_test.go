@@ -131,7 +131,7 @@ func TestHelpFits(t *testing.T) {
 func TestEveryFlagCompletes(t *testing.T) {
 	for _, cmd := range everyCommand(newTestApp().root()) {
 		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
-			if f.Value.Type() == "bool" || slices.Contains([]string{"request", "output", "signers", "identity"}, f.Name) {
+			if f.Value.Type() == "bool" || slices.Contains([]string{"request", "output", "write", "signers", "identity"}, f.Name) {
 				return // files and folders, as the shell does by itself
 			}
 			if _, ok := cmd.GetFlagCompletionFunc(f.Name); !ok {

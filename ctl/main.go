@@ -172,7 +172,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	help := never(a.helpCommand())
 	root.SetHelpCommand(help)
 	for _, cmd := range []*cobra.Command{
-		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(),
+		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(), a.tailCommand(),
 		a.downloadCommand(), never(a.verifyCommand()), never(a.mergeCommand()), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
 		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()),

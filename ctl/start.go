@@ -15,6 +15,7 @@ import (
 func (a *app) startCommand() *cobra.Command {
 	var r requestFlags
 	var wait bool
+	var to string
 	cmd := &cobra.Command{
 		Use:     "start [flags] [EXPRESSION...]",
 		GroupID: groupCapture,
@@ -29,9 +30,11 @@ As with tcpdump: -i interface, -c packets, -s snaplen. Unlike tcpdump: without -
 packet is seen once, where it enters the box or is born on it, on whatever interface,
 before NAT; with -i it is seen as the interface carries it, in and out. -n is the
 capture's name, and names of hosts are looked up only with --resolve, here and now, by
-capctl. -w is not needed: the files go to a
+capctl. Without -w the files go to a
 destination (-d), checked there before they are deleted here, or stay on the box for
-capctl download.
+capctl download. With -w FILE or -w - the packets come here instead, live, as pcapng: no
+destination, nothing kept on the box, and the capture ends with this command (Ctrl-C, a
+closed pipe, a lost connection). Nothing is printed on stdout then but packets.
 
 The capture belongs to capd: it goes on when you log out, and it always ends, by the
 limits given here or by the box's own. What is not given is the box's choice; capctl
@@ -46,6 +49,8 @@ delivered but packets were lost.`,
   capctl start -d soc -t 10m -n voip-drops 'udp port 5060 and host 192.0.2.7'
   capctl start -i eth0 -c 1000 -s 128 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0'
   capctl start --hook prerouting,postrouting -c 100 icmp     both sides of a NAT
+  capctl start -w - udp port 53 | tcpdump -nr -
+  ssh edge-1 capctl start -w - udp port 53 | wireshark -k -i -
   capctl start --wait -b 100mb -d evidence && echo delivered
   capctl start -f request.json -t 30s                        the file's request, but 30 s
   echo '{"filter_v1": {"protocol": 6}, "type": "simple"}' | capctl start -f -`,
@@ -55,12 +60,20 @@ delivered but packets were lost.`,
 			if err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("write") {
+				if wait {
+					return usagef("--wait and -w: with -w the command stays anyhow").withHint("leave --wait out")
+				}
+				return a.startStream(cmd.Context(), req, to)
+			}
 			return a.start(cmd.Context(), req, wait)
 		},
 	}
 	r.add(cmd)
 	cmd.Flags().BoolVar(&wait, "wait", false, "stay until it is delivered; Ctrl-C stops the capture")
 	_ = cmd.Flags().SetAnnotation("wait", flagGroup, []string{"All of it"})
+	cmd.Flags().StringVarP(&to, "write", "w", "", "no files on the box: write the packets to `FILE` here, or to stdout (-)")
+	_ = cmd.Flags().SetAnnotation("write", flagGroup, []string{"Where to"})
 	a.completeRequest(cmd)
 	return cmd
 }
@@ -109,7 +122,6 @@ func (a *app) started(c wire.Capture) error {
 	if a.quiet {
 		return nil
 	}
-	s := a.screenOf(a.stderr)
 	where := "kept on " + orElse(c.Host, "the box") + " for capctl download " + short(c.ID)
 	if c.Destination != "" {
 		where = "delivered to " + c.Destination
@@ -120,10 +132,16 @@ func (a *app) started(c wire.Capture) error {
 			a.note("your SSH connection (%s) is left out", flowText(f))
 		}
 	}
+	a.warn(c)
+	return nil
+}
+
+// warn tells a capture's warnings on stderr.
+func (a *app) warn(c wire.Capture) {
+	s := a.screenOf(a.stderr)
 	for _, w := range c.Warnings {
 		fmt.Fprintf(a.stderr, "%s %s\n", s.paint(yellow, "warning:"), oneLine(w.Message))
 	}
-	return nil
 }
 
 // untilWhen says what ends a capture.
