@@ -108,13 +108,19 @@ func (a *app) inOrder(cmds []*cobra.Command) []*cobra.Command {
 	return slices.SortedStableFunc(slices.Values(cmds), func(x, y *cobra.Command) int { return place(x) - place(y) })
 }
 
-// helpFlags writes the flags under the headings that they name, the others after them.
-func (a *app) helpFlags(b *strings.Builder, cmd *cobra.Command, width int, head func(string)) {
-	type section struct {
-		title string
-		flags *pflag.FlagSet
-	}
-	var sections []*section
+// plainFlags is the heading of flags that name none.
+const plainFlags = "Flags"
+
+// flagSection is some flags of a command under their heading.
+type flagSection struct {
+	title string
+	flags *pflag.FlagSet
+}
+
+// sectionsOf gives a command's own flags under the headings that they name, those that
+// name none under plainFlags.
+func sectionsOf(cmd *cobra.Command) []*flagSection {
+	var sections []*flagSection
 	add := func(title string, f *pflag.Flag) {
 		for _, s := range sections {
 			if s.title == title {
@@ -122,22 +128,27 @@ func (a *app) helpFlags(b *strings.Builder, cmd *cobra.Command, width int, head 
 				return
 			}
 		}
-		s := &section{title, pflag.NewFlagSet(title, pflag.ContinueOnError)}
+		s := &flagSection{title, pflag.NewFlagSet(title, pflag.ContinueOnError)}
 		s.flags.SortFlags = false
 		s.flags.AddFlag(f)
 		sections = append(sections, s)
 	}
 	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 		switch {
-		case f.Name == "help", cmd.PersistentFlags().Lookup(f.Name) != nil:
+		case f.Name == "help", cmd.PersistentFlags().Lookup(f.Name) != nil, cmd.Root().PersistentFlags().Lookup(f.Name) != nil:
 		case len(f.Annotations[flagGroup]) > 0:
 			add(f.Annotations[flagGroup][0], f)
 		default:
-			add("Flags", f)
+			add(plainFlags, f)
 		}
 	})
-	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) { add("Flags of every command", f) })
-	for _, s := range sections {
+	return sections
+}
+
+// helpFlags writes a command's flags, and those of every command.
+func (a *app) helpFlags(b *strings.Builder, cmd *cobra.Command, width int, head func(string)) {
+	all := cmd.Root().PersistentFlags()
+	for _, s := range append(sectionsOf(cmd), &flagSection{"Flags of every command", all}) {
 		head(s.title)
 		b.WriteString(s.flags.FlagUsagesWrapped(width))
 	}

@@ -175,7 +175,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(), a.tailCommand(),
 		a.downloadCommand(), never(a.verifyCommand()), never(a.mergeCommand()), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
-		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()),
+		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()), never(a.manCommand()),
 	} {
 		a.onHosts(cmd)
 		root.AddCommand(cmd)
