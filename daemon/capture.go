@@ -258,6 +258,7 @@ func (c *capture) supervise(r *running) {
 	if warning != nil {
 		c.warnLocked(*warning)
 	}
+	c.warnHeldBackLocked(kernel)
 	if problem != nil {
 		rec.Error = stopProblem(why, problem)
 	}

@@ -86,6 +86,7 @@ func (p *pulse) beat(now time.Time) {
 		}
 	}
 	captures := p.d.all()
+	p.d.watchLoad(captures)
 	if stuck := p.stuck(captures, now); err == nil && len(stuck) > 0 {
 		err = fmt.Errorf("no progress for %v in capture %s", stuckAfter, strings.Join(stuck, ", "))
 	}

@@ -180,10 +180,6 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	if r.SegmentTime == nil {
 		r.SegmentTime = ptr(wire.Seconds(0))
 	}
-	// What this version does not do is refused, never ignored.
-	if r.OnOverload == wire.OverloadStop {
-		return unsupported("on_overload", "stopping at an overload is not built into this version", `use "sample"`)
-	}
 	return nil
 }
 
@@ -282,10 +278,6 @@ func invalid(field, message, hint string) *wire.Error {
 // beyond is a value that makes sense, and is more than this box allows.
 func beyond(field, message, hint string) *wire.Error {
 	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeLimit, Field: field, Message: field + ": " + message, Hint: hint}
-}
-
-func unsupported(field, message, hint string) *wire.Error {
-	return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeUnsupported, Field: field, Message: field + ": " + message, Hint: hint}
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -40,6 +40,9 @@ func (t *Table) Counters(id string) (Counters, error) {
 			total.SampledOut += sum
 		case countLimited:
 			total.Limited += sum
+		case countStalled:
+			total.Limited += sum
+			total.Stalled += sum
 		case countMatched:
 			total.Matched[n.group] += sum
 		}

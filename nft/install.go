@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 )
 
 // count is a rule whose counter is part of a capture's totals.
@@ -62,8 +61,20 @@ func (t *Table) install(s Spec) error {
 	// The state is changed on a copy, which takes its place once the kernel has agreed.
 	next := t.tables
 	c := &capture{spec: s}
+	share := t.ratedParts()
+	if s.Rate > 0 {
+		share += len(rules)
+	}
+	divided, err := t.divide(share)
+	if err != nil {
+		t.drop()
+		return err
+	}
 	for _, r := range rules {
-		o, err := t.installTable(next[r.family], r, c)
+		if r.rate != nil {
+			r.rate = rateOf(s, share, len(rules))
+		}
+		o, err := t.installTable(next[r.family], r, c, share)
 		if err != nil {
 			t.drop()
 			return err
@@ -82,6 +93,7 @@ func (t *Table) install(s Spec) error {
 			j.base.users++
 		}
 	}
+	divided()
 	t.tables = next
 	t.captures[s.ID] = c
 	return nil
@@ -95,8 +107,9 @@ func (t *Table) drop() {
 	}
 }
 
-// installTable puts the capture's rules for one table into the transaction.
-func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
+// installTable puts the capture's rules for one table into the transaction. The rate is
+// divided among share parts.
+func (t *Table) installTable(o owned, r tableRules, c *capture, share int) (owned, error) {
 	if o.table == nil {
 		o.table = t.conn.CreateTable(ownTable(r.family))
 	}
@@ -115,9 +128,8 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	low.sets[aliveSet] = o.alive
 	p := part{family: r.family, target: r.target}
 	if r.rate != nil {
-		p.rate = &nftables.NamedObj{Table: o.table, Name: r.rate.name, Type: nftables.ObjTypeLimit, Obj: &expr.Limit{
-			Type: expr.LimitTypePkts, Rate: r.rate.perSecond, Unit: expr.LimitTimeSecond, Burst: r.rate.burst, Over: true}}
-		t.conn.AddObj(p.rate)
+		p.rate = &rated{among: share, object: r.rate.object(o.table)}
+		t.conn.AddObj(p.rate.object)
 	}
 	for _, s := range r.sets {
 		p.sets = append(p.sets, low.namedSet(s))
@@ -136,6 +148,12 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 		return t.conn.AddRule(&nftables.Rule{Table: o.table, Chain: ch, Exprs: low.rule(r), UserData: commentData(r.comment)})
 	}
 	for i, ch := range r.chains {
+		if isRated(ch) {
+			c := ratedChain{p.chains[i], ch.rules}
+			c.fill(low, p.rate.object.Name)
+			p.rate.chains = append(p.rate.chains, c)
+			continue
+		}
 		for _, r := range ch.rules {
 			installed := add(p.chains[i], r)
 			if r.count == countNothing {
@@ -194,10 +212,11 @@ func (t *Table) Unhook(id string) error {
 	return t.change("unhook", id, t.unhook, (*capture).unhook)
 }
 
-// Remove deletes everything of the capture, and what only it needed.
+// Remove deletes everything of the capture, and what only it needed. Its share of the
+// rate goes to the others.
 func (t *Table) Remove(id string) error {
 	var next [2]owned
-	return t.change("remove", id, func(c *capture) {
+	err := t.change("remove", id, func(c *capture) {
 		t.unhook(c)
 		next = t.remove(c)
 	}, func(c *capture) {
@@ -205,6 +224,10 @@ func (t *Table) Remove(id string) error {
 		t.tables = next
 		delete(t.captures, c.spec.ID)
 	})
+	if err != nil {
+		return err
+	}
+	return t.shareOut()
 }
 
 // change runs a transaction on one capture; done records it once the kernel has agreed.
@@ -271,7 +294,7 @@ func (t *Table) remove(c *capture) [2]owned {
 			t.conn.DelSet(s)
 		}
 		if p.rate != nil {
-			t.conn.DeleteObject(p.rate)
+			t.conn.DeleteObject(p.rate.object)
 		}
 		var kept []*base
 		for _, b := range o.bases {

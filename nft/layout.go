@@ -43,12 +43,6 @@ type tableRules struct {
 	chains []chain
 }
 
-type rate struct {
-	name      string
-	perSecond uint64
-	burst     uint32
-}
-
 type chain struct {
 	name  string
 	hook  *hook // nil: not a base chain
@@ -89,7 +83,8 @@ const (
 	countNothing role = iota
 	countSeen
 	countSampledOut
-	countLimited
+	countLimited // by the rate
+	countStalled // by the dead-man switch
 	countMatched
 )
 
@@ -185,12 +180,12 @@ func (b *builder) build(devices []string) error {
 			stamped = append(stamped, name)
 		}
 	}
-	if b.spec.Rate > 0 && len(stamped)+len(clocked) > 0 {
-		burst := min(max(b.spec.Rate/10, 5), 1<<31)
-		b.rate = &rate{"rate_" + b.spec.ID[:8], b.spec.Rate, uint32(burst)}
-	}
 	if len(stamped)+len(clocked) == 0 {
 		return nil
+	}
+	if b.spec.Rate > 0 {
+		own := len(b.spec.links())
+		b.rate = rateOf(b.spec, own, own)
 	}
 	program, err := b.spec.Filter.Compile(b.family.link())
 	if err != nil {
@@ -380,7 +375,7 @@ func (b *builder) logChain(first, name string, groups []uint16) error {
 	zero := []filter.Span{{Lo: nativeUint32(0)}}
 	add(rule{count: countSeen}, "seen")
 	add(rule{matches: []filter.Match{{Key: keyAlive, Mask: nativeUint32(0), Op: filter.NotIn, Set: aliveSet}},
-		count: countLimited, verdict: doReturn}, "limited, capd does not answer")
+		count: countStalled, verdict: doReturn}, "limited, capd does not answer")
 	if b.spec.Sample > 1 {
 		key := keyNumGen
 		if b.spec.SampleFlow {
@@ -391,28 +386,35 @@ func (b *builder) logChain(first, name string, groups []uint16) error {
 			count: countSampledOut, verdict: doReturn}, "sampled out")
 	}
 	if b.rate != nil {
-		add(rule{rate: b.rate.name, count: countLimited, verdict: doReturn}, "limited, rate")
+		add(rule{verdict: doGoto, target: first + "_rate"}, "")
+		b.chains = append(b.chains, c, chain{name: first + "_limited", rules: []rule{{count: countLimited, comment: b.comment("limited, rate")}}})
+		c = chain{name: first + "_rate"}
+		add(rule{rate: b.rate.name, verdict: doGoto, target: first + "_limited"}, "too many")
 	}
 
 	logRule := func(group uint16) rule {
 		return rule{count: countMatched, comment: b.comment("matched"), log: &logging{
 			prefix: b.spec.Prefix, group: group, snaplen: b.spec.Snaplen, threshold: b.spec.QueueThreshold}}
 	}
-	if len(groups) == 1 {
+	if len(groups) == 1 && b.rate == nil {
 		c.rules = append(c.rules, logRule(groups[0]))
 		b.chains = append(b.chains, c)
 		return nil
 	}
-	cpus := b.spec.CPUs
-	if cpus == 0 {
-		cpus = len(groups)
+	if len(groups) > 1 {
+		cpus := b.spec.CPUs
+		if cpus == 0 {
+			cpus = len(groups)
+		}
+		byCPU := make([]string, cpus)
+		for i := range byCPU {
+			byCPU[i] = fmt.Sprintf("%s_%d", first, i%len(groups))
+		}
+		add(rule{byCPU: byCPU}, "a group for each CPU")
+		add(rule{verdict: doGoto, target: first + "_0"}, "other CPUs")
+	} else {
+		add(rule{verdict: doGoto, target: first + "_0"}, "the only group")
 	}
-	byCPU := make([]string, cpus)
-	for i := range byCPU {
-		byCPU[i] = fmt.Sprintf("%s_%d", first, i%len(groups))
-	}
-	add(rule{byCPU: byCPU}, "a group for each CPU")
-	add(rule{verdict: doGoto, target: first + "_0"}, "other CPUs")
 	b.chains = append(b.chains, c)
 	for i, group := range groups {
 		b.chains = append(b.chains, chain{name: fmt.Sprintf("%s_%d", first, i), rules: []rule{logRule(group)}})

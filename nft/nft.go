@@ -11,7 +11,9 @@
 //	capture_ID_prerouting          what this hook leaves out; interfaces
 //	capture_ID_stamped             the filter
 //	capture_ID_stamped_log         capd's own connections, excluded flows, seen, dead-man
-//	                               switch, sample, rate
+//	                               switch, sample
+//	capture_ID_stamped_rate        the limit; what is beyond it goes to …_limited, and is
+//	                               counted there
 //	capture_ID_stamped_0, _1, …    counter and log: a chain for each NFLOG group
 //
 // Chains that would hold nothing are left out. Hooks at which the kernel stamps the time
@@ -61,8 +63,10 @@ type Spec struct {
 	QueueThreshold uint16 // packets a batch at most; 0 = the kernel's default
 	Sample         uint32 // one packet in Sample; 0 and 1 = all
 	SampleFlow     bool   // sample whole flows, both directions alike, instead of packets
-	// Rate is how many packets a second are logged at most, with a tenth of that as
-	// burst; 0 = no limit. Ingress and egress are limited apart from the other hooks.
+	// Rate is how many packets a second all captures together log at most; 0 = no limit. It
+	// is divided evenly among those that are installed; one that has both ingress or egress
+	// and other hooks counts twice, and its halves are limited apart. Each share has a tenth
+	// of a second's packets as burst.
 	Rate uint64
 	// HeadersOnly and Annotate are the reader's to do; rules do not depend on them, Explain
 	// tells them.
@@ -75,6 +79,7 @@ type Counters struct {
 	Seen       uint64            // matched the filter
 	SampledOut uint64            // not in the sample
 	Limited    uint64            // held back by Rate or by the dead-man switch
+	Stalled    uint64            // of Limited, those that the dead-man switch held back
 	Matched    map[uint16]uint64 // logged, by NFLOG group
 	// Reset tells that somebody set a counter back (nft reset rules): the totals go on
 	// from there, but what was counted between the last look and the reset is missing.

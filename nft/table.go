@@ -59,7 +59,7 @@ type part struct {
 	jumps  []jump // empty after Unhook
 	chains []*nftables.Chain
 	sets   []*nftables.Set
-	rate   *nftables.NamedObj
+	rate   *rated // nil: no limit
 }
 
 type jump struct {

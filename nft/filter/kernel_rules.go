@@ -148,8 +148,8 @@ func plain(literals []literal) []Match {
 }
 
 // maxChains bounds how many chains a packet may come through one after the other: nf_tables
-// allows 16 (NFT_JUMP_STACK_SIZE), of which package nft needs four around the program.
-const maxChains = 11
+// allows 16 (NFT_JUMP_STACK_SIZE), of which package nft needs five around the program.
+const maxChains = 10
 
 // tooDeep tells whether a way leads through too many chains.
 func tooDeep(chains []Chain) bool {

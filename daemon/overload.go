@@ -1,0 +1,64 @@
+package daemon
+
+import (
+	"slices"
+
+	"capd/ctl/wire"
+	"capd/nft"
+)
+
+// Codes of the warnings about packets that the rules held back.
+const (
+	codeOverload = "overload"
+	codeStalled  = "stalled"
+)
+
+// heldBack says why packets were held back by the rules, if any were.
+func heldBack(k nft.Counters) (out []wire.Warning) {
+	if k.Limited > k.Stalled {
+		out = append(out, wire.Warning{Code: codeOverload, Message: "more packets matched than this capture's share of the box's rate (limits.max_packet_rate, " +
+			"divided among the running captures): those beyond it are counted as limited and are not in the files"})
+	}
+	if k.Stalled > 0 {
+		out = append(out, wire.Warning{Code: codeStalled, Message: "capd did not answer for some seconds, and the kernel stopped logging by itself: " +
+			"the packets of that time are counted as limited and are not in the files"})
+	}
+	return out
+}
+
+// watchLoad looks whether packets of running captures are held back, and ends those that
+// are to end then.
+func (d *Daemon) watchLoad(captures []*capture) {
+	for _, c := range captures {
+		c.mu.Lock()
+		r := c.running
+		c.mu.Unlock()
+		if r == nil {
+			continue
+		}
+		kernel, err := d.table.Counters(c.id)
+		if err != nil {
+			continue // it is ending: settle tells
+		}
+		c.mu.Lock()
+		c.warnHeldBackLocked(kernel)
+		stop := kernel.Limited > kernel.Stalled && c.record.Capture.OnOverload == wire.OverloadStop
+		c.mu.Unlock()
+		if stop {
+			select {
+			case r.stop <- stopping{reason: wire.StopOverload}:
+			default: // it is ending already
+			}
+		}
+	}
+}
+
+// warnHeldBackLocked notes in the record why packets are missing, once for each reason.
+func (c *capture) warnHeldBackLocked(kernel nft.Counters) {
+	for _, w := range heldBack(kernel) {
+		if !slices.ContainsFunc(c.record.Capture.Warnings, func(old wire.Warning) bool { return old.Code == w.Code }) {
+			c.log.Warn("packets are held back", "code", w.Code, "limited", kernel.Limited)
+			c.warnLocked(w)
+		}
+	}
+}
