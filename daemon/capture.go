@@ -41,10 +41,11 @@ type capture struct {
 
 	mu      sync.Mutex
 	record  record
-	open    []string // segments begun and not yet finished
-	running *running // nil before and after
-	batches batches  // of a capture that has ended
-	began   bool     // by this daemon, not by one before it; set before anyone else knows the capture
+	open    []string   // segments begun and not yet finished
+	closed  *wire.File // a segment that is finished, until the record says so durably; then it is shown
+	running *running   // nil before and after
+	batches batches    // of a capture that has ended
+	began   bool       // by this daemon, not by one before it; set before anyone else knows the capture
 
 	ownNoted int             // connections of capd itself that were left out; under mu
 	queued   map[string]bool // files that the delivery queue has; under mu
@@ -353,15 +354,20 @@ func (c *capture) segmentFinished(s spool.Segment) {
 		c.mu.Unlock()
 		return // the start failed, and takes the file back
 	}
-	c.open = slices.DeleteFunc(c.open, func(n string) bool { return n == s.Name })
 	c.record.Capture.Packets.LostBy.Write += s.LostPackets
 	if s.Bytes > 0 {
-		file := wireFile(s)
-		c.record.Capture.Files = append(c.record.Capture.Files, file)
-		c.tellLocked(wire.EventFile, &file)
+		c.closed = ptr(wireFile(s))
 	}
 	c.mu.Unlock()
 	c.saveOrLog()
+	c.mu.Lock()
+	c.open = slices.DeleteFunc(c.open, func(n string) bool { return n == s.Name })
+	if c.closed != nil {
+		c.record.Capture.Files = append(c.record.Capture.Files, *c.closed)
+		c.tellLocked(wire.EventFile, c.closed)
+		c.closed = nil
+	}
+	c.mu.Unlock()
 	c.d.deliver(c)
 	c.trimLater()
 }
@@ -437,6 +443,9 @@ func (c *capture) save() error {
 	c.mu.Lock()
 	rec := c.record
 	rec.Capture.Files = slices.Clone(rec.Capture.Files)
+	if c.closed != nil {
+		rec.Capture.Files = append(rec.Capture.Files, *c.closed)
+	}
 	rec.Capture.Warnings = slices.Clone(rec.Capture.Warnings)
 	c.mu.Unlock()
 	return c.d.spool.SaveRecord(c.id, rec)

@@ -198,7 +198,7 @@ func noteDelivery(f *wire.File, u deliver.Update) {
 	case deliver.StateDelivered:
 		f.Status, f.Error, f.Delivered = wire.FileDelivered, "", now()
 		f.SHA256 = u.Result.SHA256
-		if f.SHA256Plain == "" { // neither compressed nor sealed
+		if f.SHA256Plain == "" && !f.Cut { // neither compressed nor sealed
 			f.SHA256Plain = u.Result.SHA256
 		}
 		f.Verified, f.URL = u.Result.Verified, u.Result.URL

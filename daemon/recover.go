@@ -57,7 +57,11 @@ func (c *capture) interrupted() {
 			continue
 		}
 		if ext := filepath.Ext(name); ext == ".zst" || ext == ".age" {
-			rec.Files = append(rec.Files, c.cutFile(name))
+			if f := c.cutFile(name); f.Bytes > 0 || f.Error != "" {
+				rec.Files = append(rec.Files, f)
+			} else {
+				c.removeEmpty(name)
+			}
 			continue
 		}
 		segment, err := c.d.spool.Recover(c.id, name, repairer(rec.Format))
@@ -66,11 +70,8 @@ func (c *capture) interrupted() {
 			rec.Files = append(rec.Files, wire.File{Name: name, Status: wire.FileFailed, Interrupted: true, Error: err.Error()})
 			continue
 		}
-		if segment.Packets == 0 && len(rec.Files)+1 < len(names) {
-			// A kill just after a rotation leaves a file without a packet.
-			if err := c.d.spool.RemoveFile(c.id, name); err != nil {
-				c.log.Error("remove an empty segment", "file", name, "err", err)
-			}
+		if segment.Packets == 0 && len(rec.Files) > 0 {
+			c.removeEmpty(name) // a kill just after a rotation
 			continue
 		}
 		f := wireFile(segment)
@@ -156,6 +157,12 @@ func (c *capture) endGone() {
 		rec.Error.Message = fmt.Sprintf("files with %d packets are not on this box any more, and were not delivered", packets)
 	}
 	c.finishLocked()
+}
+
+func (c *capture) removeEmpty(name string) {
+	if err := c.d.spool.RemoveFile(c.id, name); err != nil {
+		c.log.Error("remove an empty segment", "file", name, "err", err)
+	}
 }
 
 // cutFile takes up a compressed or sealed segment that a kill has cut. What it holds can

@@ -52,6 +52,9 @@ func Open(stateDir, segmentDir string, inMemory bool) (*Spool, error) {
 			return nil, fmt.Errorf("make state folder: %w", err)
 		}
 	}
+	if err := s.sweep(); err != nil {
+		return nil, err
+	}
 	used, err := s.usage()
 	if err != nil {
 		return nil, fmt.Errorf("measure the spool: %w", err)
@@ -59,6 +62,25 @@ func Open(stateDir, segmentDir string, inMemory bool) (*Spool, error) {
 	s.used.Store(used)
 	return s, nil
 }
+
+// sweep deletes what a kill has left of writeWhole.
+func (s *Spool) sweep() error {
+	entries, err := os.ReadDir(s.records)
+	if err != nil {
+		return fmt.Errorf("read records: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), unfinished) {
+			if err := os.Remove(filepath.Join(s.records, e.Name())); err != nil {
+				return fmt.Errorf("remove an unfinished record: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// unfinished begins the names of writeWhole's temporary files.
+const unfinished = ".new-"
 
 // InMemory tells whether segments are kept in memory only.
 func (s *Spool) InMemory() bool { return s.memory != nil }
@@ -396,7 +418,7 @@ func (s *Spool) Recover(id, name string, repair RepairFunc) (Segment, error) {
 
 // writeWhole replaces a file: temporary name, sync, rename, sync of the folder.
 func writeWhole(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), unfinished+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 	}
