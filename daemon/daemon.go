@@ -43,6 +43,7 @@ type Daemon struct {
 	own    *ownFlows
 	events events
 	meter  meter
+	owned  *ownerships
 	cfg    atomic.Pointer[config.Config] // replaced by a reload; read without mu, which holders of a capture's mu must not take
 
 	mu       sync.Mutex

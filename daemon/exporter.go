@@ -63,7 +63,7 @@ func (e *exporter) keepFile(ctx context.Context, path string) {
 	defer tick.Stop()
 	told := false
 	for {
-		if err := writeMetrics(path, e.d.Metrics()); err != nil {
+		if err := replaceFile(path, e.d.Metrics(), 0o644, false); err != nil {
 			if !told {
 				e.d.log.Warn("the metrics file cannot be written", "file", path, "err", err)
 			}
@@ -82,16 +82,20 @@ func (e *exporter) keepFile(ctx context.Context, path string) {
 	}
 }
 
-// writeMetrics replaces the file in one step, so that nobody reads half of it. The
-// temporary name has not the ending .prom, which node_exporter looks for. It is no matter
-// if the file is lost in a power cut.
-func writeMetrics(path string, page []byte) error {
+// replaceFile replaces a file in one step, so that nobody reads half of it. The temporary
+// name begins with a dot and has another ending. What is durable is still there after a
+// power cut.
+func replaceFile(path string, data []byte, mode os.FileMode, durable bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(page)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(mode))
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}

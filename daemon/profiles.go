@@ -67,7 +67,7 @@ func (d *Daemon) Destinations() []wire.Destination {
 	out := []wire.Destination{}
 	for _, name := range destinationNames(cfg) {
 		p := profileOf(cfg.Destinations[name])
-		out = append(out, wire.Destination{Name: name, Type: p.Type, URL: p.URL(), Verify: p.Verify, Probe: p.Probe})
+		out = append(out, wire.Destination{Name: name, Type: p.Type, URL: p.URL(), Region: p.Region, Verify: p.Verify, Probe: p.Probe})
 	}
 	return out
 }

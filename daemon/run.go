@@ -140,6 +140,9 @@ func open(o Options) (*Daemon, error) {
 	if d.signer, err = openSigner(cfg.Daemon.StateDir, d.host); err != nil {
 		return nil, err
 	}
+	if d.owned, err = openOwnerships(cfg.Daemon.StateDir); err != nil {
+		return nil, err
+	}
 	if d.table, err = nft.Open(); err != nil {
 		return nil, fmt.Errorf("take the nftables table: %w", err)
 	}

@@ -39,7 +39,7 @@ func Build(t testing.TB) string {
 		if binaries.err = os.Chmod(binaries.dir, 0o755); binaries.err != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-o", binaries.dir, "capd/cmd/capd", "capd/cmd/capctl")
+		cmd := exec.Command("go", "build", "-C", RepositoryRoot(t), "-o", binaries.dir, "capd/cmd/capd", "capd/cmd/capctl")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			binaries.err = fmt.Errorf("build capd: %w\n%s", err, out)

@@ -350,7 +350,8 @@ func versitygw(t testing.TB) string {
 	return path
 }
 
-// RepositoryRoot is the folder of go.mod.
+// RepositoryRoot is the folder of capd's go.mod; those of the modules under tools are
+// passed over.
 func RepositoryRoot(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -358,7 +359,7 @@ func RepositoryRoot(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for ; dir != "/"; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+		if text, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && strings.HasPrefix(string(text), "module capd\n") {
 			return dir
 		}
 	}

@@ -300,6 +300,7 @@ type Destination struct {
 	Name   string `json:"name"`
 	Type   string `json:"type"`
 	URL    string `json:"url"`
+	Region string `json:"region,omitempty"` // of an S3 bucket, where the profile names one
 	Verify string `json:"verify"`
 	Probe  string `json:"probe"`
 }

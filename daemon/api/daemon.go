@@ -39,6 +39,14 @@ type Daemon interface {
 	// CheckDestination goes through every step of a delivery with a probe. A step that
 	// fails is no error but told in the Check.
 	CheckDestination(ctx context.Context, name string) (wire.Check, error)
+	// Ownerships lists the proofs that somebody can read a destination.
+	Ownerships() []Ownership
+	// Challenge writes a file with a new secret to a destination.
+	Challenge(ctx context.Context, destination string) (Ownership, error)
+	// Prove takes what somebody read in the challenge file of a destination.
+	Prove(destination, challenge string) (Ownership, error)
+	// Disown forgets a proof and deletes its challenge file.
+	Disown(ctx context.Context, id string) error
 	// Explain says what Start would install. The request has passed ValidateRequest.
 	Explain(ctx context.Context, req wire.StartRequest) (wire.Explain, error)
 	// Status describes the box.

@@ -109,7 +109,7 @@ func (d *fakeDaemon) recorded() string {
 func (d *fakeDaemon) Destinations() []wire.Destination {
 	return []wire.Destination{
 		{Name: "soc", Type: "sftp", URL: "sftp://capd@files.example.net:22/{date}/{file}"},
-		{Name: "evidence", Type: "s3", URL: "s3://captures/{date}/{host}/{id}/{file}"},
+		{Name: "evidence", Type: "s3", URL: "s3://captures/box/{date}/{host}/{id}/{file}", Region: "eu-central-1"},
 		{Name: "twin-a", Type: "s3", URL: "s3://twins/a/{file}"},
 		{Name: "twin-b", Type: "s3", URL: "s3://twins/b/{file}"},
 	}
@@ -126,7 +126,23 @@ func (d *fakeDaemon) Doctor() wire.Doctor {
 	return wire.Doctor{OK: true, Findings: []wire.Finding{{ID: "clock", Level: wire.LevelOK, Message: "set"}}}
 }
 func (d *fakeDaemon) Status() wire.Status { return wire.Status{Version: "test", Host: "edge-1"} }
-func (d *fakeDaemon) Metrics() []byte     { return []byte("# HELP up Is it?\n# TYPE up gauge\nup 1\n") }
+func (d *fakeDaemon) Ownerships() []Ownership {
+	return []Ownership{{ID: testID, Destination: "evidence", Filename: "f.txt", Status: OwnershipPending}}
+}
+func (d *fakeDaemon) Challenge(_ context.Context, destination string) (Ownership, error) {
+	d.ask("challenge %s", destination)
+	return Ownership{ID: testID, Destination: destination, Filename: "f.txt", Status: OwnershipPending}, d.err
+}
+func (d *fakeDaemon) Prove(destination, challenge string) (Ownership, error) {
+	d.ask("prove %s %s", destination, challenge)
+	at := wire.Time{Time: time.Unix(0, 0)}
+	return Ownership{ID: testID, Destination: destination, Filename: "f.txt", Status: OwnershipSuccess, Validated: &at}, d.err
+}
+func (d *fakeDaemon) Disown(_ context.Context, id string) error {
+	d.ask("disown %s", id)
+	return d.err
+}
+func (d *fakeDaemon) Metrics() []byte { return []byte("# HELP up Is it?\n# TYPE up gauge\nup 1\n") }
 
 // fakeLive gives its pieces, and then waits or ends.
 type fakeLive struct {

@@ -23,13 +23,13 @@ import (
 func (h *Handler) modelRoutes() []route {
 	pcaps := []string{"client", "v4", "accounts", "{account}", "pcaps"}
 	at := func(more ...string) []string { return append(pcaps[:len(pcaps):len(pcaps)], more...) }
-	return []route{
-		{method: http.MethodPost, pattern: at(), needs: rightStart, does: "start captures", audit: "start", serve: h.modelStart},
-		{method: http.MethodGet, pattern: at(), needs: rightView, does: "list captures", serve: h.modelList},
-		{method: http.MethodGet, pattern: at("{capture}"), needs: rightView, does: "see captures", serve: h.modelGet},
-		{method: http.MethodPut, pattern: at("{capture}", "stop"), needs: rightOwn, does: "stop captures", audit: "stop", serve: h.modelStop},
-		{method: http.MethodGet, pattern: at("{capture}", "download"), needs: rightOwn, does: "read packets", audit: "download", serve: h.modelDownload},
-	}
+	return append(h.ownershipRoutes(at),
+		route{method: http.MethodPost, pattern: at(), needs: rightStart, does: "start captures", audit: "start", serve: h.modelStart},
+		route{method: http.MethodGet, pattern: at(), needs: rightView, does: "list captures", serve: h.modelList},
+		route{method: http.MethodGet, pattern: at("{capture}"), needs: rightView, does: "see captures", serve: h.modelGet},
+		route{method: http.MethodPut, pattern: at("{capture}", "stop"), needs: rightOwn, does: "stop captures", audit: "stop", serve: h.modelStop},
+		route{method: http.MethodGet, pattern: at("{capture}", "download"), needs: rightOwn, does: "read packets", audit: "download", serve: h.modelDownload},
+	)
 }
 
 // modelRequest is what the model API takes.
@@ -41,7 +41,7 @@ type modelRequest struct {
 	PacketLimit     *uint64        `json:"packet_limit"`
 	FilterV1        *wire.FilterV1 `json:"filter_v1"`
 	ColoName        string         `json:"colo_name"`        // a data centre's name: this box is the only one, whatever it is called
-	DestinationConf string         `json:"destination_conf"` // s3://BUCKET[?region=R] or sftp://PROFILE
+	DestinationConf string         `json:"destination_conf"` // s3://BUCKET[/FOLDER][?region=R] or sftp://PROFILE[/FOLDER]
 	OffsetTime      string         `json:"offset_time"`      // refused: nothing is kept of the past
 }
 
@@ -102,6 +102,9 @@ func (h *Handler) modelStart(c *call) error {
 		e.Code = wire.CodeUnsupported
 		return e
 	}
+	if e := m.withinLimits(); e != nil {
+		return e
+	}
 	var e *wire.Error
 	if req.Destination, e = modelDestination(m.DestinationConf, h.daemon.Destinations()); e != nil {
 		return e
@@ -111,6 +114,28 @@ func (h *Handler) modelStart(c *call) error {
 		return err
 	}
 	answerModel(c, h.modelCapture(capture))
+	return nil
+}
+
+// The model API's own limits; a box may have narrower ones.
+const (
+	modelTimeLimit   = wire.Seconds(300e9)
+	modelPacketLimit = 10_000
+	modelByteLimit   = wire.Size(1e9)
+)
+
+// withinLimits holds a request to the model API's limits. What goes beyond them can be had
+// by POST /v1/captures.
+func (m *modelRequest) withinLimits() *wire.Error {
+	const hint = "or start it by POST " + wire.PathCaptures
+	switch {
+	case m.TimeLimit != nil && (*m.TimeLimit < 1e9 || *m.TimeLimit > modelTimeLimit):
+		return invalid("time_limit", fmt.Sprintf("time_limit: %s is out of range", *m.TimeLimit), "write 1 to 300 seconds, "+hint)
+	case m.PacketLimit != nil && (*m.PacketLimit < 1 || *m.PacketLimit > modelPacketLimit):
+		return invalid("packet_limit", fmt.Sprintf("packet_limit: %d is out of range", *m.PacketLimit), "write 1 to 10000, "+hint)
+	case m.ByteLimit != nil && *m.ByteLimit > modelByteLimit:
+		return invalid("byte_limit", fmt.Sprintf("byte_limit: %d is out of range", int64(*m.ByteLimit)), "write at most 1000000000, "+hint)
+	}
 	return nil
 }
 
@@ -234,12 +259,7 @@ func (h *Handler) modelCapture(c wire.Capture) any {
 		full.ByteLimit = *c.ByteLimit
 	}
 	if c.Destination != "" {
-		full.DestinationConf = "sftp://" + c.Destination
-		for _, d := range h.daemon.Destinations() {
-			if d.Name == c.Destination {
-				full.DestinationConf = modelURI(d)
-			}
-		}
+		full.DestinationConf = h.modelURI(c.Destination)
 	}
 	if c.Error != nil {
 		full.ErrorMessage = c.Error.Message
@@ -273,16 +293,38 @@ func protocolNumber(p string) uint64 {
 		"icmpv6": 58, "ipv6-icmp": 58, "icmp6": 58, "eigrp": 88, "ospf": 89, "pim": 103, "vrrp": 112, "l2tp": 115, "sctp": 132, "udplite": 136}[strings.ToLower(p)]
 }
 
-// modelURI is how the model API names a destination.
-func modelURI(d wire.Destination) string {
-	if u, err := url.Parse(d.URL); err == nil && d.Type == "s3" {
-		return "s3://" + u.Host
+// modelURI is how the model API names a destination, whole: s3://BUCKET/FOLDER?region=R,
+// or sftp://PROFILE/FOLDER, with the folder that the profile writes below.
+func (h *Handler) modelURI(name string) string {
+	for _, d := range h.daemon.Destinations() {
+		if d.Name == name {
+			return uriOf(d).String()
+		}
 	}
-	return d.Type + "://" + d.Name
+	return "sftp://" + name // it is configured no more
 }
 
-// modelDestination finds the profile that a destination_conf means: the one for its
-// bucket, or the one that it names.
+func uriOf(d wire.Destination) *url.URL {
+	u := &url.URL{Scheme: "sftp", Host: d.Name}
+	_, path, _ := strings.Cut(d.URL, "://")
+	host, path, _ := strings.Cut(path, "/")
+	if d.Type == "s3" {
+		u.Scheme, u.Host = "s3", host
+		if d.Region != "" {
+			u.RawQuery = url.Values{"region": {d.Region}}.Encode()
+		}
+	}
+	// The folders before the template's first placeholder, or before the file's name.
+	fixed, _, _ := strings.Cut(path, "{")
+	if i := strings.LastIndexByte(fixed, '/'); i > 0 {
+		u.Path = "/" + fixed[:i]
+	}
+	return u
+}
+
+// modelDestination finds the profile that a destination_conf means. It names one by its
+// bucket (or the profile's name) and never makes a new place: folder and region, where
+// they are given, must be the profile's.
 func modelDestination(conf string, profiles []wire.Destination) (string, *wire.Error) {
 	if conf == "" {
 		return "", nil
@@ -291,15 +333,24 @@ func modelDestination(conf string, profiles []wire.Destination) (string, *wire.E
 		return "", invalid("destination_conf", fmt.Sprintf("destination_conf: %s %s", shown(conf), why), hint)
 	}
 	u, err := url.Parse(conf)
-	if err != nil || u.Host == "" || (u.Scheme != "s3" && u.Scheme != "sftp") {
-		return refuse("is not a destination", "write s3://BUCKET or sftp://PROFILE")
+	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" || (u.Scheme != "s3" && u.Scheme != "sftp") {
+		return refuse("is not a destination", "write s3://BUCKET/FOLDER?region=REGION or sftp://PROFILE/FOLDER")
 	}
-	if strings.Trim(u.Path, "/") != "" {
-		return refuse("names a folder", "leave it out: path in the profile says where files go")
+	query, err := url.ParseQuery(u.RawQuery)
+	for key := range query {
+		if key != "region" || u.Scheme != "s3" || len(query[key]) != 1 {
+			err = fmt.Errorf("unknown parameter %s", key)
+		}
 	}
-	var found []string
+	if err != nil {
+		return refuse("is not a destination: "+err.Error(), "after ? only region=REGION can stand, and for s3 alone")
+	}
+	folder, region := strings.Trim(u.Path, "/"), query.Get("region")
+	var found, here []string
 	for _, d := range profiles {
-		if modelURI(d) == u.Scheme+"://"+u.Host {
+		has := uriOf(d)
+		here = append(here, has.String())
+		if has.Scheme == u.Scheme && has.Host == u.Host && (folder == "" || folder == strings.Trim(has.Path, "/")) && (region == "" || d.Region == "" || region == d.Region) {
 			found = append(found, d.Name)
 		}
 	}
@@ -307,9 +358,13 @@ func modelDestination(conf string, profiles []wire.Destination) (string, *wire.E
 	case 1:
 		return found[0], nil
 	case 0:
-		return refuse("fits no destination of this box", "GET "+wire.PathDestinations+" shows them")
+		hint := "this box has none"
+		if len(here) > 0 {
+			hint = "this box has " + strings.Join(here, ", ")
+		}
+		return refuse("fits no destination of this box", hint)
 	}
-	return refuse("fits the destinations "+strings.Join(found, " and "), "start it by POST "+wire.PathCaptures+", with destination")
+	return refuse("fits the destinations "+strings.Join(found, " and "), "name the folder, too: "+strings.Join(here, ", "))
 }
 
 func answerModel(c *call, result any) {

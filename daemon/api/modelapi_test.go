@@ -50,7 +50,10 @@ func TestModelAnswers(t *testing.T) {
 	refused := func(code int, message string) string {
 		return fmt.Sprintf(`{"success":false,"errors":[{"code":%d,"message":"%s"}],"messages":[],"result":null}`, code, message)
 	}
-	const fullTail = `"byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"","packets_captured":7`
+	owned := func(conf, status, validated string) string {
+		return `{"id":"` + testID + `","destination_conf":"` + conf + `","filename":"f.txt","status":"` + status + `","submitted":"0001-01-01T00:00:00.000000000Z","validated":"` + validated + `"}`
+	}
+	const fullTail = `"byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures/box?region=eu-central-1","error_message":"","packets_captured":7`
 	for _, c := range []struct {
 		method, path, body string
 		status             int
@@ -58,7 +61,7 @@ func TestModelAnswers(t *testing.T) {
 	}{
 		{"GET", pcaps + "/full", "", 200, ok(`{"id":"` + testID + `","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full",` + fullTail + `,"stop_requested":"2026-11-23T10:00:00.000000005Z"}`)},
 		{"GET", pcaps + "/simple", "", 200, ok(`{"id":"11111111111111111111111111111111","filter_v1":{"source_address":"192.0.2.0/24","destination_port":53,"protocol":17},"status":"success","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"simple"}`)},
-		{"GET", pcaps + "/failed", "", 200, ok(`{"id":"22222222222222222222222222222222","filter_v1":{},"status":"failed","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full","byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"no space","packets_captured":7}`)},
+		{"GET", pcaps + "/failed", "", 200, ok(`{"id":"22222222222222222222222222222222","filter_v1":{},"status":"failed","submitted":"2026-11-23T10:00:00.000000005Z","system":"magic-transit","time_limit":300,"type":"full","byte_limit":10000000,"colo_name":"edge-1","destination_conf":"s3://captures/box?region=eu-central-1","error_message":"no space","packets_captured":7}`)},
 		{"GET", pcaps + "/nope", "", 404, refused(1404, `no capture is called \"nope\"`)},
 		{"PUT", pcaps + "/full/stop", "", 204, ""},
 		{"PUT", pcaps + "/nope/stop", "", 404, refused(1404, `no capture is called \"nope\"`)},
@@ -71,11 +74,23 @@ func TestModelAnswers(t *testing.T) {
 		{"POST", pcaps, `{"name": "x"}`, 422, refused(1422, `unknown field \"name\" (valid here: byte_limit, colo_name, destination_conf, filter_v1, offset_time, packet_limit, system, time_limit, type)`)},
 		{"POST", pcaps, `{"type": "half"}`, 422, refused(1422, `type: \"half\" is unknown (write full, simple)`)},
 		{"POST", pcaps, `{"type": "simple", "offset_time": "2020-01-01T00:00:00Z"}`, 422, refused(1422, `offset_time: capd keeps nothing of the time before a request (\"2020-01-01T00:00:00Z\") (leave it out; a ring capture started beforehand keeps the past)`)},
-		{"POST", pcaps, `{"destination_conf": "s3://nowhere"}`, 422, refused(1422, `destination_conf: \"s3://nowhere\" fits no destination of this box (GET /v1/destinations shows them)`)},
-		{"POST", pcaps, `{"destination_conf": "s3://twins"}`, 422, refused(1422, `destination_conf: \"s3://twins\" fits the destinations twin-a and twin-b (start it by POST /v1/captures, with destination)`)},
-		{"POST", pcaps, `{"destination_conf": "s3://captures/dir"}`, 422, refused(1422, `destination_conf: \"s3://captures/dir\" names a folder (leave it out: path in the profile says where files go)`)},
-		{"POST", pcaps, `{"destination_conf": "gs://captures"}`, 422, refused(1422, `destination_conf: \"gs://captures\" is not a destination (write s3://BUCKET or sftp://PROFILE)`)},
-		{"POST", pcaps, `{"type": "full", "system": "magic-transit", "colo_name": "ORD", "time_limit": 10, "destination_conf": "s3://captures?region=auto"}`, 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"running","submitted":"0001-01-01T00:00:00.000000000Z","system":"magic-transit","time_limit":10,"type":"full","byte_limit":0,"colo_name":"edge-1","destination_conf":"s3://captures","error_message":"","packets_captured":0}`)},
+		{"POST", pcaps, `{"destination_conf": "s3://nowhere"}`, 422, refused(1422, `destination_conf: \"s3://nowhere\" fits no destination of this box (this box has sftp://soc, s3://captures/box?region=eu-central-1, s3://twins/a, s3://twins/b)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://twins"}`, 422, refused(1422, `destination_conf: \"s3://twins\" fits the destinations twin-a and twin-b (name the folder, too: sftp://soc, s3://captures/box?region=eu-central-1, s3://twins/a, s3://twins/b)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://captures/dir"}`, 422, refused(1422, `destination_conf: \"s3://captures/dir\" fits no destination of this box (this box has sftp://soc, s3://captures/box?region=eu-central-1, s3://twins/a, s3://twins/b)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://captures?region=auto"}`, 422, refused(1422, `destination_conf: \"s3://captures?region=auto\" fits no destination of this box (this box has sftp://soc, s3://captures/box?region=eu-central-1, s3://twins/a, s3://twins/b)`)},
+		{"POST", pcaps, `{"destination_conf": "s3://captures?acl=x"}`, 422, refused(1422, `destination_conf: \"s3://captures?acl=x\" is not a destination: unknown parameter acl (after ? only region=REGION can stand, and for s3 alone)`)},
+		{"POST", pcaps, `{"time_limit": 301}`, 422, refused(1422, `time_limit: 5m1s is out of range (write 1 to 300 seconds, or start it by POST /v1/captures)`)},
+		{"POST", pcaps, `{"packet_limit": 10001}`, 422, refused(1422, `packet_limit: 10001 is out of range (write 1 to 10000, or start it by POST /v1/captures)`)},
+		{"POST", pcaps, `{"packet_limit": 0}`, 422, refused(1422, `packet_limit: 0 is out of range (write 1 to 10000, or start it by POST /v1/captures)`)},
+		{"POST", pcaps, `{"byte_limit": "2gb"}`, 422, refused(1422, `byte_limit: 2000000000 is out of range (write at most 1000000000, or start it by POST /v1/captures)`)},
+		{"POST", pcaps + "/ownership", `{"destination_conf": "s3://twins/b"}`, 200, ok(owned("s3://twins/b", "pending", ""))},
+		{"POST", pcaps + "/ownership", ``, 422, refused(1422, `destination_conf is missing (write s3://BUCKET/FOLDER or sftp://PROFILE)`)},
+		{"GET", pcaps + "/ownership", ``, 200, ok("[" + owned("s3://captures/box?region=eu-central-1", "pending", "") + "]")},
+		{"POST", pcaps + "/ownership/validate", `{"destination_conf": "sftp://soc", "ownership_challenge": "abc"}`, 200, ok(owned("sftp://soc", "success", "1970-01-01T00:00:00.000000000Z"))},
+		{"POST", pcaps + "/ownership/validate", `{"destination_conf": "sftp://soc"}`, 422, refused(1422, `ownership_challenge is missing (send the contents of the challenge file)`)},
+		{"DELETE", pcaps + "/ownership/" + testID, ``, 204, ""},
+		{"POST", pcaps, `{"destination_conf": "gs://captures"}`, 422, refused(1422, `destination_conf: \"gs://captures\" is not a destination (write s3://BUCKET/FOLDER?region=REGION or sftp://PROFILE/FOLDER)`)},
+		{"POST", pcaps, `{"type": "full", "system": "magic-transit", "colo_name": "ORD", "time_limit": 10, "destination_conf": "s3://captures?region=eu-central-1"}`, 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"running","submitted":"0001-01-01T00:00:00.000000000Z","system":"magic-transit","time_limit":10,"type":"full","byte_limit":0,"colo_name":"edge-1","destination_conf":"s3://captures/box?region=eu-central-1","error_message":"","packets_captured":0}`)},
 		{"POST", pcaps, `{"destination_conf": "sftp://soc"}`, 200, ok(`{"id":"` + testID + `","filter_v1":{},"status":"running","submitted":"0001-01-01T00:00:00.000000000Z","system":"magic-transit","time_limit":0,"type":"full","byte_limit":0,"colo_name":"edge-1","destination_conf":"sftp://soc","error_message":"","packets_captured":0}`)},
 	} {
 		resp, body := s.do(c.method, c.path, c.body)

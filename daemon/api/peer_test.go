@@ -134,9 +134,10 @@ func TestRights(t *testing.T) {
 	for i := range many {
 		many[i] = 100000 + uint32(i)
 	}
-	reads := []string{"GET /v1/captures", "GET /v1/captures/voip", "GET /v1/destinations", "GET /v1/status", "GET /metrics", "POST /v1/explain", "GET /client/v4/accounts/a/pcaps", "GET /client/v4/accounts/a/pcaps/voip"}
+	reads := []string{"GET /v1/captures", "GET /v1/captures/voip", "GET /v1/destinations", "GET /v1/status", "GET /metrics", "POST /v1/explain", "GET /client/v4/accounts/a/pcaps", "GET /client/v4/accounts/a/pcaps/voip", "GET /client/v4/accounts/a/pcaps/ownership"}
 	changes := []string{"POST /v1/captures", "POST /v1/captures/voip/stop", "POST /v1/captures/voip/retry", "DELETE /v1/captures/voip", "GET /v1/captures/voip/files/0001.pcapng",
-		"POST /v1/destinations/soc/check", "POST /client/v4/accounts/a/pcaps", "PUT /client/v4/accounts/a/pcaps/voip/stop", "GET /client/v4/accounts/a/pcaps/voip/download"}
+		"POST /v1/destinations/soc/check", "POST /client/v4/accounts/a/pcaps", "PUT /client/v4/accounts/a/pcaps/voip/stop", "GET /client/v4/accounts/a/pcaps/voip/download",
+		"POST /client/v4/accounts/a/pcaps/ownership", "POST /client/v4/accounts/a/pcaps/ownership/validate", "DELETE /client/v4/accounts/a/pcaps/ownership/x"}
 	for _, c := range []struct {
 		name          string
 		who           someone
