@@ -45,6 +45,7 @@ var rows = []row{
 	{"first-packet", "from a packet's arrival to the counts that show it", firstPacket},
 	{"start-stop", "capctl start and capctl stop with eight captures running", startStop},
 	{"quiet-neighbour", "a quiet capture beside a flooded one loses nothing", quietNeighbour},
+	{"filter-1000", "a filter of a thousand hosts: installing it, and what a packet costs", filter1000},
 }
 
 // bench is what rows work with.
