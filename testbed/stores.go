@@ -289,12 +289,13 @@ func NewS3(t testing.TB, o S3Options) *S3 {
 		AccessKeyID: "capdtest", Secret: "not-a-secret-" + filepath.Base(dir), SecretFile: filepath.Join(dir, "secret")}
 	s.Endpoint = "http://" + s.Address
 	writeFile(t, s.SecretFile, s.Secret+"\n", 0o600)
-	for _, d := range []string{s.Root, filepath.Join(dir, "sidecar"), filepath.Join(s.Root, s.Bucket)} {
+	for _, d := range []string{s.Root, filepath.Join(dir, "sidecar"), filepath.Join(dir, "iam"), filepath.Join(s.Root, s.Bucket)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	args := []string{"--port", s.Address, "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--quiet"}
+	args := []string{"--port", s.Address, "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--quiet",
+		"--iam-dir", filepath.Join(dir, "iam"), "--iam-cache-disable"}
 	if o.TLS {
 		s.Endpoint = "https://" + s.Address
 		s.CAFile = filepath.Join(dir, "ca.pem")
@@ -322,6 +323,30 @@ func (s *S3) Client() *minio.Client {
 		s.t.Fatal(err)
 	}
 	return c
+}
+
+// NewUser makes an account that has no right to anything until Allow gives it some; only
+// for servers without TLS. It gives its name and the path of a file with its secret.
+func (s *S3) NewUser(name string) (accessKeyID, secretFile string) {
+	s.t.Helper()
+	secret := "not-a-secret-of-" + name
+	secretFile = s.SecretFile + "." + name
+	writeFile(s.t, secretFile, secret+"\n", 0o600)
+	Run(s.t, versitygw(s.t), "admin", "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--endpoint-url", s.Endpoint,
+		"create-user", "--access", name, "--secret", secret, "--role", "user")
+	return name, secretFile
+}
+
+// Allow gives an account every right to the bucket, or takes all away from everybody but
+// the owner.
+func (s *S3) Allow(accessKeyID string, allowed bool) error {
+	effect := map[bool]string{true: "Allow", false: "Deny"}[allowed]
+	c, err := minio.New(s.Address, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKeyID, s.Secret, ""), Region: s.Region})
+	if err != nil {
+		return err
+	}
+	return c.SetBucketPolicy(context.Background(), s.Bucket, fmt.Sprintf(`{"Version": "2012-10-17", "Statement": [{"Effect": %q, "Principal": {"AWS": [%q]},
+		"Action": ["s3:*"], "Resource": ["arn:aws:s3:::%s", "arn:aws:s3:::%s/*"]}]}`, effect, accessKeyID, s.Bucket, s.Bucket))
 }
 
 // versitygw finds or builds the S3 server.

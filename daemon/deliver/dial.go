@@ -153,10 +153,9 @@ func (d *Dialer) prepare(ctx context.Context, fd int, remote netip.AddrPort) (re
 	if err := d.bindDevice(fd); err != nil {
 		return nothing, err
 	}
-	ms := int(d.timeouts.Progress / time.Millisecond)
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms); err != nil {
-		return nothing, fmt.Errorf("setsockopt TCP_USER_TIMEOUT: %w", err)
-	}
+	// No TCP_USER_TIMEOUT: it also ends a connection whose receiver is slow, with a window
+	// that opens by less than one queued buffer at a time (linux/net/ipv4/tcp_input.c,
+	// tcp_ack_probe). A Watch ends what stands still, keep-alives end what is dead.
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLow); err != nil {
 		return nothing, fmt.Errorf("setsockopt TCP_NOTSENT_LOWAT: %w", err)
 	}
@@ -276,4 +275,25 @@ func (c *announcedConn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(c.release)
 	return err
+}
+
+// moved is how many bytes the other side has acknowledged and how many have come from it
+// (tcp(7), TCP_INFO); 0 once the connection is closed.
+func (c *announcedConn) moved() (bytes uint64) {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = control(raw, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			bytes = info.Bytes_acked + info.Bytes_received
+		}
+		return err
+	})
+	return bytes
 }

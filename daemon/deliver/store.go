@@ -96,7 +96,7 @@ type Env struct {
 // Timeouts bound every wait. The zero value of a field means its default.
 type Timeouts struct {
 	Connect  time.Duration // for a name to resolve, and for a connection: 10 s
-	Progress time.Duration // without a byte moving in a transfer, for a handshake, for a small question's answer: 30 s
+	Progress time.Duration // without a byte moving in a transfer (twice as long at most), for a handshake, for a small question's answer: 30 s
 	Settle   time.Duration // for a server to answer after the last byte (it may be writing to slow disks): 2 min
 }
 

@@ -7,26 +7,64 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net"
 	"sync"
 	"time"
 )
 
-// Watch ends a context with ErrStalled when nothing moves for too long.
+// Watch ends a context with ErrStalled when nothing moves for too long. What moves is
+// what its user tells it (Touch), and what TCP does on a connection that it follows: a
+// slow link may take minutes over what was handed to the kernel in a moment.
 type Watch struct {
 	cancel context.CancelCauseFunc
 
 	mu    sync.Mutex
 	limit time.Duration
 	timer *time.Timer
+	conn  *announcedConn // nil: none is followed
+	moved uint64         // on conn, when it was looked at last
 }
 
-// NewWatch gives a context that ends when Touch is not called for as long as limit.
-// Stop it when the work is done.
+// NewWatch gives a context that ends when nothing moves for as long as limit, twice that
+// at most. Stop it when the work is done.
 func NewWatch(ctx context.Context, limit time.Duration) (context.Context, *Watch) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &Watch{cancel: cancel, limit: limit}
-	w.timer = time.AfterFunc(limit, func() { cancel(ErrStalled) })
+	w.timer = time.AfterFunc(limit, w.look)
 	return ctx, w
+}
+
+// look ends the context, unless bytes were sent and acknowledged, or came, since the last
+// look.
+func (w *Watch) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.conn != nil {
+		if moved := w.conn.moved(); moved != w.moved {
+			w.moved = moved
+			w.timer.Reset(w.limit)
+			return
+		}
+	}
+	w.cancel(ErrStalled)
+}
+
+// Follow makes a connection of the Dialer, or what is built on one, count as moving for
+// as long as its bytes do. Others are not followed.
+func (w *Watch) Follow(conn net.Conn) {
+	for {
+		if ours, ok := conn.(*announcedConn); ok {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.conn, w.moved = ours, ours.moved()
+			return
+		}
+		inner, ok := conn.(interface{ NetConn() net.Conn }) // *tls.Conn
+		if !ok {
+			return
+		}
+		conn = inner.NetConn()
+	}
 }
 
 // Touch says that something moved.
@@ -41,6 +79,9 @@ func (w *Watch) Expect(limit time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.limit = limit
+	if w.conn != nil {
+		w.moved = w.conn.moved()
+	}
 	w.timer.Reset(limit)
 }
 

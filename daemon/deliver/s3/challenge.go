@@ -69,7 +69,7 @@ func (s *Store) RemoveChallenge(ctx context.Context, name string) error {
 
 // with does small work on an object.
 func (s *Store) with(ctx context.Context, name string, f func(context.Context, *upload) error) error {
-	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
+	ctx, watch := s.watch(ctx)
 	defer watch.Stop()
 	core, err := s.login.core(ctx)
 	if err != nil {

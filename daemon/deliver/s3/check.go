@@ -34,7 +34,7 @@ func (s *Store) Check(ctx context.Context) wire.Check {
 	if step, err := s.reach(ctx, &steps); err != nil {
 		return steps.Fail(step, deliver.Classify(ctx, err, "%s", s.p.Endpoint))
 	}
-	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
+	ctx, watch := s.watch(ctx)
 	defer watch.Stop()
 	if err := s.authenticate(ctx, core, &steps); err != nil {
 		return steps.Fail(deliver.StepAuthenticate, s.classify(ctx, err, "s3://"+s.p.Bucket))

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"time"
@@ -64,13 +65,20 @@ func (s *Store) Close() error {
 // server compares before it takes it, and a look at what it holds. A PUT is atomic: an
 // object is there whole or not at all, and nothing is left of one that failed.
 func (s *Store) Put(ctx context.Context, o deliver.Object) (deliver.Result, error) {
-	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
+	ctx, watch := s.watch(ctx)
 	defer watch.Stop()
 	result, err := s.put(ctx, watch, o)
 	if err != nil {
 		return deliver.Result{}, s.classify(ctx, err, "write s3://"+s.p.Bucket+"/"+o.Path)
 	}
 	return result, nil
+}
+
+// watch watches over requests, on whichever connection each is made.
+func (s *Store) watch(ctx context.Context) (context.Context, *deliver.Watch) {
+	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { watch.Follow(info.Conn) }}
+	return httptrace.WithClientTrace(ctx, trace), watch
 }
 
 func (s *Store) put(ctx context.Context, watch *deliver.Watch, o deliver.Object) (deliver.Result, error) {

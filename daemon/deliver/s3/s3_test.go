@@ -3,10 +3,13 @@ package s3_test
 import (
 	"bytes"
 	"fmt"
+	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 
@@ -18,7 +21,68 @@ import (
 
 func TestConformanceAgainstVersitygw(t *testing.T) {
 	server := testbed.NewS3(t, testbed.S3Options{})
-	storetest.Run(t, storetest.Suite{Open: s3.Open, New: func(t *testing.T) storetest.Place { return place(t, server) }})
+	disk := storetest.NewDisk(t, server.Root, server.Stop, server.Start, func() {
+		if err := os.Mkdir(filepath.Join(server.Root, server.Bucket), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
+	// by is a server of which something stands in between, until the mend.
+	by := func(answer func(w http.ResponseWriter, r *http.Request) bool) func(*testing.T, storetest.Place) (deliver.Profile, func() deliver.Profile) {
+		return func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			var mended atomic.Bool
+			bad := p.Profile
+			bad.Endpoint = between(t, server, func(w http.ResponseWriter, r *http.Request) bool { return !mended.Load() && answer(w, r) })
+			return bad, func() deliver.Profile { mended.Store(true); return bad }
+		}
+	}
+	says := func(status int, code string) func(w http.ResponseWriter, r *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPut {
+				s3Error(w, r, status, code)
+			}
+			return r.Method == http.MethodPut
+		}
+	}
+	user, secret := server.NewUser("deliverer")
+	allow := func(allowed bool) func() {
+		return func() {
+			if err := server.Allow(user, allowed); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	allow(true)()
+	storetest.Run(t, storetest.Suite{Open: s3.Open, New: func(t *testing.T) storetest.Place {
+		p := placeOf(t, server, user, secret)
+		p.Disk, p.Forbid, p.Permit = disk, allow(false), allow(true)
+		return p
+	}, Troubles: []storetest.Trouble{
+		{Name: "a certificate that has run out", Reason: deliver.ReasonClock, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			return profile(testbed.NewS3(t, testbed.S3Options{TLS: true, Expired: true})), func() deliver.Profile { return p.Profile }
+		}},
+		{Name: "a certificate that nobody here trusts", Reason: deliver.ReasonCertificate, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			bad := profile(testbed.NewS3(t, testbed.S3Options{TLS: true}))
+			bad.CAFile = ""
+			return bad, func() deliver.Profile { return p.Profile }
+		}},
+		// The server itself finds the request's date an hour old.
+		{Name: "clocks an hour apart", Reason: deliver.ReasonClock, Make: by(func(_ http.ResponseWriter, r *http.Request) bool {
+			r.Header.Set("X-Amz-Date", time.Now().Add(-time.Hour).UTC().Format("20060102T150405Z"))
+			return false
+		})},
+		{Name: "another secret", Reason: deliver.ReasonCredentials, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			bad := p.Profile
+			bad.SecretAccessKeyFile = filepath.Join(t.TempDir(), "secret")
+			if err := os.WriteFile(bad.SecretAccessKeyFile, []byte("another"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return bad, func() deliver.Profile { return p.Profile }
+		}},
+		{Name: "500 InternalError", Reason: deliver.ReasonBusy, Make: by(says(500, "InternalError"))},
+		{Name: "500 without a word", Reason: deliver.ReasonBusy, Make: by(says(500, ""))},
+		{Name: "503 SlowDown", Reason: deliver.ReasonBusy, Make: by(says(503, "SlowDown"))},
+		{Name: "403 AccessDenied", Reason: deliver.ReasonPermission, Permanent: true, Make: by(says(403, "AccessDenied"))},
+	}})
 }
 
 // profile leads to a server.
@@ -32,11 +96,18 @@ var places atomic.Int32
 // place makes a prefix in a server's bucket.
 func place(t *testing.T, s *testbed.S3) storetest.Place {
 	t.Helper()
+	return placeOf(t, s, s.AccessKeyID, s.SecretFile)
+}
+
+// placeOf is place for another account.
+func placeOf(t *testing.T, s *testbed.S3, accessKeyID, secretFile string) storetest.Place {
+	t.Helper()
 	prefix := fmt.Sprintf("place%03d/", places.Add(1))
 	p := profile(s)
+	p.AccessKeyID, p.SecretAccessKeyFile = accessKeyID, secretFile
 	p.Path = prefix + "{date}/{file}"
 	return storetest.Place{
-		Profile: p, Address: s.Address, Prefix: prefix,
+		Profile: p, Address: s.Address, Prefix: prefix, Root: filepath.Join(s.Root, s.Bucket, prefix),
 		Via: func(address string) deliver.Profile {
 			p := p
 			p.Endpoint = strings.Replace(p.Endpoint, s.Address, address, 1)
@@ -48,6 +119,11 @@ func place(t *testing.T, s *testbed.S3) storetest.Place {
 				found[prefix+name] = data
 			}
 			return found
+		},
+		Remove: func(path string) {
+			if err := s.Client().RemoveObject(t.Context(), s.Bucket, path, minio.RemoveObjectOptions{}); err != nil {
+				t.Fatal(err)
+			}
 		},
 		Plant: func(path string, data []byte) {
 			if _, err := s.Client().PutObject(t.Context(), s.Bucket, path, bytes.NewReader(data), int64(len(data)), minio.PutObjectOptions{}); err != nil {

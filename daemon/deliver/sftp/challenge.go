@@ -69,6 +69,7 @@ func (s *Store) with(ctx context.Context, name string, f func(*putting) error) e
 	defer s.drop(c)
 	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
 	defer watch.Stop()
+	watch.Follow(c.conn)
 	defer c.endWith(ctx)()
 	p := &putting{s: s, c: c, watch: watch, final: c.absolute(name)}
 	p.folder = path.Dir(p.final)

@@ -43,6 +43,7 @@ func (s *Store) Check(ctx context.Context) wire.Check {
 func (s *Store) probe(ctx context.Context, c *session, steps *deliver.Steps) {
 	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
 	defer watch.Stop()
+	watch.Follow(c.conn)
 	defer c.endWith(ctx)()
 
 	base := c.absolute(deliver.FixedFolder(s.p.Path))

@@ -102,7 +102,7 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		return nil, &stepError{deliver.StepAuthenticate, deliver.Fail(deliver.ReasonUnsupported, nil, "%s offers %s no SFTP", s.p.Address, s.p.User).
 			WithHint("the server's sshd_config needs a line such as: Subsystem sftp internal-sftp")}
 	}
-	c := &session{ssh: client, wait: client.Wait, sftp: files, server: string(transport.ServerVersion())}
+	c := &session{conn: conn, ssh: client, wait: client.Wait, sftp: files, server: string(transport.ServerVersion())}
 	c.home, err = files.RealPath(".")
 	if err != nil {
 		c.close()

@@ -1,15 +1,8 @@
 package sftp_test
 
 import (
-	"bytes"
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"capd/ctl/wire"
 	"capd/daemon/deliver"
@@ -90,109 +83,6 @@ func TestAnAccountWithoutSFTP(t *testing.T) {
 	}
 }
 
-func TestAFullDisk(t *testing.T) {
-	testbed.NeedRoot(t)
-	server := testbed.NewSSHD(t)
-	if err := unix.Mount("capd-test", server.Root, "tmpfs", 0, "size=1m"); err != nil {
-		testbed.Lacking(t, "the right to mount")
-	}
-	t.Cleanup(func() {
-		server.Stop()
-		if err := unix.Unmount(server.Root, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
-	p := place(t, server)
-	o, data := storetest.Object(p.Prefix+"x/0001.pcapng", 2<<20)
-	st := open(t, p.Profile)
-	_, err := st.Put(t.Context(), o)
-	if failure := storetest.Failed(t, err, deliver.ReasonNoSpace); failure.Permanent || failure.Code != wire.CodeNoSpace {
-		t.Errorf("got %+v", failure)
-	}
-	storetest.Holds(t, p, nil)
-	if err := unix.Mount("capd-test", server.Root, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	storetest.Put(t, st, o)
-	storetest.Holds(t, p, map[string][]byte{o.Path: data})
-}
-
-func TestAServerRestartedInTheMiddle(t *testing.T) {
-	server := testbed.NewSSHD(t)
-	p := place(t, server)
-	p.Profile.Bandwidth = 16 << 20 // so that it falls in the middle
-	o, data := storetest.Object(p.Prefix+"x/0001.pcapng", 8<<20)
-	var sent int64
-	var once sync.Once
-	o.Sent = func(n int64) {
-		if sent += n; sent > 4<<20 {
-			once.Do(server.Stop)
-		}
-	}
-	st := open(t, p.Profile)
-	_, err := st.Put(t.Context(), o)
-	if failure := storetest.Failed(t, err, deliver.ReasonCut); failure.Permanent {
-		t.Errorf("got %+v", failure)
-	}
-	_, err = st.Put(t.Context(), o)
-	storetest.Failed(t, err, deliver.ReasonConnect)
-	if _, there := p.Files()[o.Path]; there {
-		t.Error("half a file is visible")
-	}
-	server.Start()
-	storetest.Put(t, st, o)
-	storetest.Holds(t, p, map[string][]byte{o.Path: data})
-}
-
-func TestBytesChangedAtRestAreFoundBeforeTheFileHasItsName(t *testing.T) {
-	server := testbed.NewSSHD(t)
-	p := place(t, server)
-	// Slow enough that the end of the file is read back after it was changed.
-	p.Profile.Bandwidth = 8 << 20
-	o, data := storetest.Object(p.Prefix+"x/0001.pcapng", 8<<20)
-	done := make(chan error, 1)
-	go func() { done <- flip(filepath.Join(server.Root, p.Prefix, "x"), o.Size) }()
-	st := open(t, p.Profile)
-	_, err := st.Put(t.Context(), o)
-	if flipErr := <-done; flipErr != nil {
-		t.Fatal(flipErr)
-	}
-	if failure := storetest.Failed(t, err, deliver.ReasonCorrupt); failure.Permanent {
-		t.Errorf("got %+v", failure)
-	}
-	storetest.Holds(t, p, nil)
-	storetest.Put(t, st, o)
-	storetest.Holds(t, p, map[string][]byte{o.Path: data})
-}
-
-// flip changes the last byte of the first file in a folder that has grown to a size.
-func flip(dir string, size int64) error {
-	for {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		for _, e := range entries {
-			info, err := e.Info()
-			if err != nil || info.Size() != size {
-				continue
-			}
-			f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDWR, 0)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			last := make([]byte, 1)
-			if _, err := f.ReadAt(last, size-1); err != nil {
-				return err
-			}
-			last[0] ^= 1
-			_, err = f.WriteAt(last, size-1)
-			return err
-		}
-	}
-}
-
 func TestChecksumsThatTheServerDoesNotHave(t *testing.T) {
 	server := testbed.NewSSHD(t)
 	p := profile(server)
@@ -215,24 +105,4 @@ func TestAFolderThatIsAFile(t *testing.T) {
 		t.Errorf("got %+v", failure)
 	}
 	storetest.Holds(t, p, map[string][]byte{p.Prefix + "x": []byte("a file")})
-}
-
-func TestABitTurnedOnTheWayNeverArrives(t *testing.T) {
-	server := testbed.NewSSHD(t)
-	p := place(t, server)
-	proxy := storetest.NewProxy(t, server.Address)
-	o, data := storetest.Object(p.Prefix+"x/0001.pcapng", 300_000)
-	st := open(t, p.Via(proxy.Address))
-	proxy.Set(storetest.Fault{Kind: storetest.Flip, Direction: storetest.Up, At: 150_000})
-	_, err := st.Put(t.Context(), o)
-	if err == nil || !proxy.Struck() {
-		t.Fatalf("struck %v, got %v", proxy.Struck(), err)
-	}
-	if _, there := p.Files()[o.Path]; there {
-		t.Error("it is visible")
-	}
-	storetest.Put(t, st, o)
-	if got := p.Files()[o.Path]; !bytes.Equal(got, data) {
-		t.Errorf("%d bytes arrived", len(got))
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"net"
 	"net/url"
 	"path"
 	"sync"
@@ -159,6 +160,7 @@ func (s *Store) Put(ctx context.Context, o deliver.Object) (deliver.Result, erro
 func (s *Store) putOn(ctx context.Context, c *session, o deliver.Object) (deliver.Result, error) {
 	ctx, watch := deliver.NewWatch(ctx, s.env.Timeouts.Progress)
 	defer watch.Stop()
+	watch.Follow(c.conn)
 	defer c.endWith(ctx)()
 	p := &putting{s: s, c: c, o: o, watch: watch, final: c.absolute(o.Path)}
 	p.folder = path.Dir(p.final)
@@ -186,6 +188,7 @@ func errNoChecksum() *deliver.Error {
 
 // session is one SSH connection with its SFTP channel.
 type session struct {
+	conn   net.Conn
 	ssh    interface{ Close() error }
 	wait   func() error
 	sftp   *sftp.Client

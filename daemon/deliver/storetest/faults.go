@@ -144,7 +144,7 @@ func s11(t *testing.T, s Suite) {
 	total := [2]int64{proxy.Passed(Up), proxy.Passed(Down)}
 	var wg sync.WaitGroup
 	for _, f := range []Fault{
-		{Stall, Up, 10}, {Stall, Up, total[Up] / 2}, {Stall, Up, total[Up] * 9 / 10}, {Stall, Down, 10}, {Stall, Down, total[Down] / 2}, {Stall, Down, total[Down] * 9 / 10},
+		{Kind: Stall, Direction: Up, At: 10}, {Kind: Stall, Direction: Up, At: total[Up] / 2}, {Kind: Stall, Direction: Up, At: total[Up] * 9 / 10}, {Kind: Stall, Direction: Down, At: 10}, {Kind: Stall, Direction: Down, At: total[Down] / 2}, {Kind: Stall, Direction: Down, At: total[Down] * 9 / 10},
 	} {
 		wg.Go(func() {
 			proxy := NewProxy(t, p.Address)
@@ -189,7 +189,7 @@ func s16(t *testing.T, s Suite) {
 	}
 	total := [2]int64{proxy.Passed(Up), proxy.Passed(Down)}
 	var wg sync.WaitGroup
-	for _, f := range []Fault{{Stall, Up, 10}, {Stall, Up, total[Up] / 3}, {Stall, Up, total[Up] / 2}, {Stall, Down, 10}, {Stall, Down, total[Down] / 2}} {
+	for _, f := range []Fault{{Kind: Stall, Direction: Up, At: 10}, {Kind: Stall, Direction: Up, At: total[Up] / 3}, {Kind: Stall, Direction: Up, At: total[Up] / 2}, {Kind: Stall, Direction: Down, At: 10}, {Kind: Stall, Direction: Down, At: total[Down] / 2}} {
 		wg.Go(func() {
 			proxy := NewProxy(t, p.Address)
 			st := s.open(t, p.Via(proxy.Address))

@@ -1,10 +1,15 @@
 package storetest
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Direction of bytes through a Proxy.
@@ -20,7 +25,8 @@ const (
 type Fault struct {
 	Kind      FaultKind
 	Direction Direction
-	At        int64 // how many bytes pass in that direction, over all connections, before it
+	At        int64  // how many bytes pass in that direction, over all connections, before it
+	Do        func() // for the kind Do
 }
 
 // FaultKind is a kind of fault.
@@ -32,6 +38,7 @@ const (
 	Cut             // every connection ends, and every new one
 	Stall           // nothing moves any more, but connections stay
 	Flip            // one bit of the byte is turned over, once
+	Do              // something is done elsewhere, once, while the byte waits
 )
 
 // Proxy is a TCP proxy on loopback that makes one fault.
@@ -42,6 +49,7 @@ type Proxy struct {
 	listen net.Listener
 	wg     sync.WaitGroup
 	bytes  [2]atomic.Int64
+	rate   int // bytes per second each way, 0 = as fast as can be
 
 	mu      sync.Mutex
 	fault   Fault
@@ -53,11 +61,34 @@ type Proxy struct {
 // NewProxy starts a proxy to an address; it lasts as long as the test.
 func NewProxy(t testing.TB, target string) *Proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return newProxy(t, target, 0)
+}
+
+// NewSlowProxy starts a proxy that passes so many bytes per second each way, and holds
+// little itself: what a slow link has not carried yet waits with its sender.
+func NewSlowProxy(t testing.TB, target string, bytesPerSecond int) *Proxy {
+	t.Helper()
+	return newProxy(t, target, bytesPerSecond)
+}
+
+func newProxy(t testing.TB, target string, rate int) *Proxy {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		outer := raw.Control(func(fd uintptr) {
+			// Segments as on Ethernet: loopback's are larger than a small window.
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+			if rate > 0 {
+				err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10))
+			}
+		})
+		return errors.Join(outer, err)
+	}}
+	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Address: l.Addr().String(), target: target, listen: l, release: make(chan struct{}), conns: map[net.Conn]bool{}}
+	p := &Proxy{Address: l.Addr().String(), target: target, listen: l, rate: rate, release: make(chan struct{}), conns: map[net.Conn]bool{}}
 	p.wg.Go(p.accept)
 	t.Cleanup(func() {
 		l.Close()
@@ -139,8 +170,15 @@ func (p *Proxy) copy(to, from net.Conn, d Direction) {
 	defer from.Close()
 	buf := make([]byte, 16<<10)
 	for {
-		n, err := from.Read(buf)
+		piece := buf
+		if p.rate > 0 {
+			piece = buf[:1024]
+		}
+		n, err := from.Read(piece)
 		if n > 0 {
+			if p.rate > 0 {
+				time.Sleep(time.Duration(n) * time.Second / time.Duration(p.rate))
+			}
 			if !p.pass(to, buf[:n], d) {
 				return
 			}
@@ -177,6 +215,8 @@ func (p *Proxy) pass(to net.Conn, b []byte, d Direction) bool {
 		return false
 	case first && f.Kind == Flip:
 		b[max(0, f.At-begin)] ^= 1
+	case first && f.Kind == Do:
+		f.Do()
 	}
 	_, err := to.Write(b)
 	return err == nil

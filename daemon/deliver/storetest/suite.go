@@ -31,12 +31,19 @@ type Place struct {
 	Prefix  string                               // of every path in the place, with a slash at the end
 	Files   func() map[string][]byte             // what is in the place, temporary files included, by path
 	Plant   func(path string, data []byte)       // a file that is not capd's
+	Remove  func(path string)                    // what somebody at the server does
+	Root    string                               // the folder on this machine where it lies
+	Disk    *Disk                                // below the server
+	Forbid  func()                               // take the right to write there away
+	Permit  func()                               // give it back
 }
 
 // Suite is one kind of store.
 type Suite struct {
 	Open deliver.OpenFunc
 	New  func(t *testing.T) Place
+
+	Troubles []Trouble // what else can be wrong with such a server
 }
 
 // Timeouts are short, so that stalls end soon; no test depends on how long they last.
@@ -66,6 +73,13 @@ func Run(t *testing.T, s Suite) {
 		{"a check leaves nothing", s13},
 		{"a check without a probe", s14},
 		{"a closed store", s15},
+		{"a link that is slow", slow},
+		{"a byte changed on its way", flipped},
+		{"a byte changed where it lies", rotten},
+		{"a disk that is full", fullDisk},
+		{"a right that is taken away in the middle", forbidden},
+		{"a server that is killed in the middle", restarted},
+		{"what is wrong with servers of this kind", troubles},
 		{"a challenge is written, read and removed", challenged},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
