@@ -23,6 +23,10 @@ func TestExplainIsOne(t *testing.T) {
 		`{"filter_v1": {"source_address": "192.0.2.0/24", "protocol": 6}, "sample": 10, "sample_by": "flow", "snaplen": 96}`,
 		`{"hooks": ["postrouting", "input"], "interfaces": ["eth*"], "name": "voip"}`,
 		`{"interfaces": ["eth0"], "exclude": [{"source": "198.51.100.7", "source_port": 50022, "destination": "192.0.2.1", "destination_port": 22}]}`,
+		`{"filter": "udp port 53 and not host 192.0.2.7"}`,
+		`{"filter": "ip[2:2] > ip[8] and tcp", "sample": 7, "snaplen": 100}`,
+		`{"filter": "vlan 5 and port 80", "interfaces": ["eth0"]}`,
+		`{"filter": "ip6 and greater 100", "filter_v1": {"protocol": 17}, "hooks": ["ingress", "input"], "interfaces": ["eth0"]}`,
 		`{"hooks": ["egress", "output"], "interfaces": ["eth0"], "filter_v1": {"destination_port": 53}}`,
 	} {
 		file := filepath.Join(t.TempDir(), "request.json")
