@@ -79,14 +79,14 @@ func (p *pulse) run() {
 // beat is one look at everything.
 func (p *pulse) beat(now time.Time) {
 	var err error
+	captures := p.d.all()
 	if p.d.isRunning() {
 		err = p.d.table.Renew()
+		p.d.watchLoad(captures)
 		if missed := p.d.table.Missed(); missed != nil {
 			p.d.log.Warn("captures may not see an interface that appeared", slog.Any("err", missed))
 		}
 	}
-	captures := p.d.all()
-	p.d.watchLoad(captures)
 	if stuck := p.stuck(captures, now); err == nil && len(stuck) > 0 {
 		err = fmt.Errorf("no progress for %v in capture %s", stuckAfter, strings.Join(stuck, ", "))
 	}
