@@ -1,14 +1,17 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"capd/ctl/wire"
 )
@@ -57,6 +60,9 @@ func FuzzHandler(f *testing.F) {
 		{"GET", "/v1/captures", "all=true", ""}, {"POST", "/v1/captures", "", `{"name": "a"}`}, {"DELETE", "/v1/captures/" + testID, "force=true", ""},
 		{"GET", "/v1/captures/a/files/..%2f", "", ""}, {"POST", "/v1/destinations/%00/check", "", ""}, {"PUT", "/client/v4/accounts/a/pcaps/b/stop", "", ""},
 		{"GET", "/client/v4/accounts//pcaps/a/download", "", ""}, {"POST", "/client/v4/accounts/a/pcaps", "", `{"destination_conf": "s3://x"}`}, {"", "", "%zz", ""}, {"POST", "/v1/explain", "", "{"},
+		{"GET", "/metrics", "", ""}, {"GET", "/v1/openapi.json", "", ""}, {"POST", "/v1/stream", "via=192.0.2.1:5,192.0.2.2:22", `{"snaplen": 96}`}, {"GET", "/v1/captures/" + testID + "/stream", "", ""},
+		{"POST", "/client/v4/accounts/a/pcaps/ownership", "", `{"destination_conf": "s3://captures/box?region=eu-central-1"}`}, {"POST", "/client/v4/accounts/a/pcaps/ownership/validate", "", `{"destination_conf": "sftp://soc", "ownership_challenge": "x"}`},
+		{"DELETE", "/client/v4/accounts/a/pcaps/ownership/" + testID, "", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2], []byte(seed[3]))
 	}
@@ -101,3 +107,43 @@ func FuzzHandler(f *testing.F) {
 type closer struct{}
 
 func (closer) Close() error { return nil }
+
+// FuzzConnection sends arbitrary bytes to the socket. Whatever they are, the first answer
+// is HTTP, an error is JSON, and nothing panics.
+func FuzzConnection(f *testing.F) {
+	for _, seed := range []string{
+		"GET /v1/status HTTP/1.1\r\nHost: capd\r\n\r\n", "POST /v1/captures HTTP/1.1\r\nHost: capd\r\nContent-Length: 2\r\n\r\n{}",
+		"POST /v1/captures HTTP/1.1\r\nHost: capd\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "hello\r\n\r\n", "\x16\x03\x01", "GET / HTTP/1.0\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\nExpect: b\r\n\r\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	s := serve(f, &fakeDaemon{dir: f.TempDir()}, Access{})
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		conn, err := net.Dial("unix", s.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write(sent)               // a part of it may be refused before it is read
+		_ = conn.(*net.UnixConn).CloseWrite() // the same
+		r := bufio.NewReader(conn)
+		if _, err := r.Peek(1); err != nil {
+			return // no answer
+		}
+		resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodHead}) // its body is no matter
+		if err != nil {
+			t.Fatalf("%q is answered by something else than HTTP: %v", sent, err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 400 && resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%q: %d %s", sent, resp.StatusCode, resp.Header.Get("Content-Type"))
+		}
+		if lines := s.journal.lines("level=ERROR"); len(lines) > 0 {
+			t.Errorf("%q: %s", sent, lines[0])
+		}
+	})
+}

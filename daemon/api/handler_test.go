@@ -9,9 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -247,47 +245,4 @@ func eventually(ok func() bool) bool {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return false
-}
-
-// TestManyClients holds that connections, whole, cut or idle, leave nothing behind.
-func TestManyClients(t *testing.T) {
-	d := fakeWithFiles(t)
-	s := serve(t, d, Access{})
-	s.do("GET", "/v1/status", "")
-	s.client.CloseIdleConnections()
-	fds := func() int { list, _ := os.ReadDir("/proc/self/fd"); return len(list) }
-	var goroutines, files int
-	eventually(func() bool { // until the first call's connection is gone
-		g, f := runtime.NumGoroutine(), fds()
-		same := g == goroutines && f == files
-		goroutines, files = g, f
-		return same
-	})
-	var wg sync.WaitGroup
-	for i := range 300 {
-		wg.Go(func() {
-			conn, err := net.Dial("unix", s.socket)
-			if err != nil {
-				t.Errorf("dial: %v", err)
-				return
-			}
-			defer conn.Close()
-			switch i % 4 {
-			case 0: // goes at once
-			case 1: // half a header
-				fmt.Fprintf(conn, "POST /v1/captures HTTP/1.1\r\nHo")
-			case 2: // half a body
-				fmt.Fprintf(conn, "POST /v1/captures HTTP/1.1\r\nHost: capd\r\nContent-Length: 100\r\n\r\n{\"name\"")
-			case 3:
-				fmt.Fprintf(conn, "GET /v1/captures HTTP/1.1\r\nHost: capd\r\nConnection: close\r\n\r\n")
-				if text, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200") {
-					t.Errorf("%v: %.40q", err, text)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if !eventually(func() bool { return runtime.NumGoroutine() <= goroutines && fds() <= files }) {
-		t.Errorf("%d goroutines and %d files, before %d and %d", runtime.NumGoroutine(), fds(), goroutines, files)
-	}
 }

@@ -131,15 +131,28 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
-// NewServer is an HTTP server for the handler with this package's ConnContext and with
-// bounds on what a slow or hostile client can hold.
-func NewServer(h *Handler, logger *slog.Logger) *http.Server {
-	return &http.Server{
+// maxHeader is how long the headers of a request may be, in bytes.
+const maxHeader = 64 << 10
+
+// Server is an HTTP server with this package's ConnContext and with bounds on what a slow
+// or hostile client can hold. Its Serve is http.Server's, but what cannot be read as HTTP
+// is answered in JSON, too.
+type Server struct{ http.Server }
+
+// Serve implements http.Server's.
+func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(jsonListener{l}) }
+
+// NewServer makes a Server for the handler.
+func NewServer(h *Handler, logger *slog.Logger) *Server {
+	return &Server{http.Server{
 		Handler:           h,
-		ConnContext:       ConnContext,
+		ConnContext:       connContext,
+		ConnState:         connState,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-	}
+		// "OPTIONS *" is a path like any other, which is not there.
+		DisableGeneralOptionsHandler: true,
+	}}
 }
