@@ -90,6 +90,17 @@ func explain(req wire.StartRequest) (wire.Explain, error) {
 // specOf gives the rules of a request; what it leaves out is the box's default.
 func specOf(req wire.StartRequest) (nft.Spec, error) {
 	simple := req.Type == wire.TypeSimple
+	for _, e := range []struct {
+		field, value string
+		words        []string
+	}{{"type", req.Type, []string{wire.TypeFull, wire.TypeSimple}}, {"sample_by", req.SampleBy, []string{wire.SampleByPacket, wire.SampleByFlow}}} {
+		if e.value == "" {
+			continue
+		}
+		if err := oneOf(e.value, e.words); err != nil {
+			return nft.Spec{}, fmt.Errorf("%s: %w", e.field, err)
+		}
+	}
 	s := nft.Spec{
 		ID: strings.Repeat("0", 32), Name: req.Name, Hooks: req.Hooks, Interfaces: req.Interfaces,
 		CPUs: nft.CPUs(), Prefix: "capd:00000000", QueueThreshold: 1<<16 - 1, Rate: defaultRate,
