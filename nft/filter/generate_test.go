@@ -206,11 +206,11 @@ func (g *generator) ethernet() []byte {
 	case 10, 11:
 		sap := pick(g, poolSAP)
 		body := []byte{sap, sap, byte(g.IntN(256))}
-		switch {
-		case sap == 0xaa:
+		switch sap {
+		case 0xaa:
 			body = append([]byte{0xaa, 0xaa, 3}, pick(g, [][]byte{{0, 0, 0}, {8, 0, 7}, {0, 0, 12}})...)
 			body = binary.BigEndian.AppendUint16(body, pick(g, poolEther))
-		case sap == 0xfe:
+		case 0xfe:
 			body = append(body, byte(0x81+g.IntN(3)), byte(g.IntN(256)), 1, 0, byte(14+g.IntN(14)))
 		}
 		body = append(body, g.bytes(g.IntN(40))...)

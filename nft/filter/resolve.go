@@ -2,6 +2,7 @@ package filter
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -51,9 +52,8 @@ func (p *parser) resolve(t token, q qualifier) (Node, error) {
 	if !ok {
 		found, err := p.hosts.lookup(t.text)
 		if err != nil {
-			wrong := p.wrong(t, "write the address", "%q cannot be looked up: %v", t.text, err).(*Error)
-			wrong.cause = err
-			return nil, wrong
+			return nil, &Error{Field: "filter", Value: t.text, Column: t.at + 1, Hint: "write the address",
+				Message: fmt.Sprintf("%q cannot be looked up: %v", t.text, err), cause: err}
 		}
 		for _, a := range found {
 			if a = a.Unmap().WithZone(""); !slices.Contains(addresses, a) {
