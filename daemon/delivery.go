@@ -159,6 +159,9 @@ func (c *capture) delivered(name string, u deliver.Update) {
 	}
 	rec := &c.record.Capture
 	c.d.meter.delivery(rec.Destination, c.id, name, u)
+	if u.State == deliver.StateWaiting {
+		c.log.Warn("not delivered yet: it is kept, and tried again", "file", name, "destination", rec.Destination, "attempts", u.Attempts, "err", u.Err, "next", u.Next.UTC())
+	}
 	if u.Err != nil {
 		c.d.forgetCheck(rec.Destination)
 	}
@@ -268,8 +271,11 @@ func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
 	return c.snapshot(), nil
 }
 
-// resumeDelivery goes on with what the last capd did not finish.
+// resumeDelivery goes on with what the last capd did not finish, and says how much it is.
 func (d *Daemon) resumeDelivery() {
+	if u := d.Status().Undelivered; u.Files > 0 || u.Failed > 0 {
+		d.log.Warn("files of earlier captures are not delivered yet", "files", u.Files, "bytes", u.Bytes, "failed", u.Failed)
+	}
 	for _, c := range d.captures {
 		c.mu.Lock()
 		for i := range c.record.Capture.Files {

@@ -245,12 +245,47 @@ func TestDeliveryIsTriedAgain(t *testing.T) {
 			if out := d.Must("show", id); !strings.Contains(out, c.Files[0].Error[:20]) {
 				t.Errorf("show does not tell the failed try: %s", out)
 			}
+			if log := d.Log.String(); !strings.Contains(log, "not delivered yet") || !strings.Contains(log, c.Files[0].Error[:20]) {
+				t.Error("the journal does not tell the failed try")
+			}
 			d.Stop()
 			to.start()
 			d.Start()
+			if !strings.Contains(d.Log.String(), "files of earlier captures are not delivered yet") {
+				t.Error("the journal of the next start does not tell what is left to do")
+			}
 			d.Capctl("retry", id)
 			checkDelivered(t, d, d.Await(id, "complete", isComplete), to)
 		})
+	}
+}
+
+// What waits for a destination that is away is said in the status and waits alone.
+func TestADeadDestinationHoldsUpNoOther(t *testing.T) {
+	list := destinations(t)
+	dead, alive := list[0], list[1]
+	d := testbed.StartDaemon(t, "", profiles(list, ""))
+	dead.stop()
+	var waiting []string
+	for range 3 { // more than go to one destination at once
+		id := d.Must("start", "--no-check", "-d", dead.name, "-f", writeRequest(t))
+		talkTo(t, 10)
+		d.Must("stop", id)
+		waiting = append(waiting, id)
+	}
+	d.Await(waiting[0], "tried", func(c wire.Capture) bool { return c.Files[0].Error != "" })
+	id := d.Must("start", "-d", alive.name, "-f", writeRequest(t))
+	talkTo(t, 10)
+	d.Must("stop", id)
+	checkDelivered(t, d, d.Await(id, "complete", isComplete), alive)
+	var st wire.Status
+	if _, body := d.Call("GET", wire.PathStatus, ""); json.Unmarshal([]byte(body), &st) != nil || st.Captures.Delivering != 3 || st.Undelivered.Files != 3 || st.Undelivered.Bytes == 0 {
+		t.Errorf("status: %s", body)
+	}
+	dead.start()
+	for _, id := range waiting {
+		d.Must("retry", id)
+		d.Await(id, "complete", isComplete)
 	}
 }
 

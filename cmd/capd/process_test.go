@@ -170,3 +170,36 @@ func runAs(uid int, command ...string) ([]byte, error) {
 	args := append(asUser(uid, ""), command...)
 	return exec.Command(args[0], args[1:]...).CombinedOutput()
 }
+
+// From its first instruction to its last capd asks the kernel for no internet socket.
+func TestCapdMakesNoInternetSocket(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedCommand(t, "strace", "setpriv")
+	sshd, folder := testbed.NewSSHD(t), openFolder(t, deliverUID)
+	toml := fmt.Sprintf("[destination.soc]\ntype = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nhost_key = %q\n",
+		sshd.Address, sshd.User, ownedBy(t, folder, sshd.PrivateKey, deliverUID), sshd.HostKey)
+	socket, calls := filepath.Join(folder, "deliver.sock"), filepath.Join(folder, "calls")
+	startDeliver(t, socket)
+	// -D: capd itself is the child, strace looks on from elsewhere.
+	d := testbed.StartDaemonWith(t, testbed.DaemonOptions{TOML: toml, UID: capdUID, Env: []string{"CAPD_DELIVER_SOCKET=" + socket},
+		Prefix: append([]string{"strace", "-D", "-f", "-qq", "-e", "trace=socket,socketpair", "-o", calls}, asUser(capdUID, "net_admin")...)})
+	id := d.Must("start", "-d", "soc", "-f", writeRequest(t))
+	talkTo(t, 10)
+	d.Must("stop", id)
+	d.Await(id, "complete", isComplete)
+	if code := d.Stop(); code != 0 {
+		t.Errorf("capd's exit code is %d", code)
+	}
+	text, err := os.ReadFile(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "AF_INET") || strings.Contains(line, "AF_PACKET") {
+			t.Errorf("capd: %s", line)
+		}
+	}
+	if !strings.Contains(string(text), "AF_NETLINK") || !strings.Contains(string(text), "AF_UNIX") {
+		t.Errorf("this test does not see what capd does:\n%s", text)
+	}
+}

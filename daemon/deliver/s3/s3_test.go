@@ -21,7 +21,7 @@ import (
 
 func TestConformanceAgainstVersitygw(t *testing.T) {
 	server := testbed.NewS3(t, testbed.S3Options{})
-	disk := storetest.NewDisk(t, server.Root, server.Stop, server.Start, func() {
+	disk := testbed.NewDisk(t, server.Root, server.Stop, server.Start, func() {
 		if err := os.Mkdir(filepath.Join(server.Root, server.Bucket), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +54,8 @@ func TestConformanceAgainstVersitygw(t *testing.T) {
 	allow(true)()
 	storetest.Run(t, storetest.Suite{Open: s3.Open, New: func(t *testing.T) storetest.Place {
 		p := placeOf(t, server, user, secret)
-		p.Disk, p.Forbid, p.Permit = disk, allow(false), allow(true)
+		p.Stop, p.Start, p.Fill = server.Stop, server.Start, disk.Fill
+		p.Forbid, p.Permit = allow(false), allow(true)
 		return p
 	}, Troubles: []storetest.Trouble{
 		{Name: "a certificate that has run out", Reason: deliver.ReasonClock, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {

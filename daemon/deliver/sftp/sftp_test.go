@@ -18,10 +18,10 @@ import (
 
 func TestConformanceAgainstOpenSSH(t *testing.T) {
 	server := testbed.NewSSHD(t)
-	disk := storetest.NewDisk(t, server.Root, server.Stop, server.Start, nil)
+	disk := testbed.NewDisk(t, server.Root, server.Stop, server.Start, nil)
 	storetest.Run(t, storetest.Suite{Open: sftp.Open, New: func(t *testing.T) storetest.Place {
 		p := place(t, server)
-		p.Disk = disk
+		p.Stop, p.Start, p.Fill = server.Stop, server.Start, disk.Fill
 		return p
 	}, Troubles: []storetest.Trouble{
 		{Name: "another host key", Reason: deliver.ReasonHostKey, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {

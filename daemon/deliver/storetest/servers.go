@@ -11,57 +11,8 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"capd/daemon/deliver"
-	"capd/testbed"
 )
-
-// Disk is a small disk of its own below a server, and the server's switch.
-type Disk struct {
-	Mount string // a tmpfs
-	Stop  func()
-	Start func()
-}
-
-// NewDisk puts a disk under a server's folder, which is emptied. prepare makes what the
-// server wants to find there when it starts; it may be nil.
-func NewDisk(t testing.TB, folder string, stop, start, prepare func()) *Disk {
-	t.Helper()
-	testbed.NeedRoot(t)
-	stop()
-	if err := unix.Mount("capd-test", folder, "tmpfs", 0, "size=192m,mode=755"); err != nil {
-		testbed.Lacking(t, "the right to mount")
-	}
-	t.Cleanup(func() {
-		stop()
-		if err := unix.Unmount(folder, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
-	if prepare != nil {
-		prepare()
-	}
-	start()
-	return &Disk{Mount: folder, Stop: stop, Start: start}
-}
-
-// full takes all free room away until room is called.
-func (d *Disk) full(t *testing.T) (room func()) {
-	t.Helper()
-	var st unix.Statfs_t
-	if err := unix.Statfs(d.Mount, &st); err != nil {
-		t.Fatal(err)
-	}
-	blocks := st.Blocks
-	resize := func(to uint64) {
-		if err := unix.Mount("capd-test", d.Mount, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", to*uint64(st.Bsize))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	resize(blocks - st.Bfree + 4) // room for folders and the like
-	return func() { resize(blocks) }
-}
 
 // damage turns the last byte of whatever file in a folder has a size.
 func damage(root string, size int64) error {
@@ -113,7 +64,7 @@ func fullDisk(t *testing.T, s Suite) {
 	small, smallData := Object(p.Prefix+"x/0001.pcapng", 1000)
 	Put(t, st, small)
 	o, data := Object(p.Prefix+"x/0002.pcapng", 2<<20)
-	room := p.Disk.full(t)
+	room := p.Fill()
 	_, err := st.Put(t.Context(), o)
 	room()
 	if failure := Failed(t, err, deliver.ReasonNoSpace); failure.Permanent || failure.Hint == "" {
@@ -148,11 +99,11 @@ func restarted(t *testing.T, s Suite) {
 	st := s.open(t, p.Via(proxy.Address))
 	o, data := Object(p.Prefix+"x/0001.pcapng", 4<<20)
 	for _, at := range []int64{o.Size / 2, o.Size - 1} {
-		proxy.Set(Fault{Kind: Do, Direction: Up, At: at, Do: p.Disk.Stop})
+		proxy.Set(Fault{Kind: Do, Direction: Up, At: at, Do: p.Stop})
 		_, err := st.Put(t.Context(), o)
 		_, away := s.open(t, p.Profile).Put(t.Context(), o)
 		partial(t, p, o.Path, data)
-		p.Disk.Start()
+		p.Start()
 		for _, err := range []error{err, away} {
 			if failure := Failed(t, err, deliver.ReasonCut, deliver.ReasonConnect); failure.Permanent || !proxy.Struck() {
 				t.Errorf("got %+v", failure)

@@ -33,7 +33,9 @@ type Place struct {
 	Plant   func(path string, data []byte)       // a file that is not capd's
 	Remove  func(path string)                    // what somebody at the server does
 	Root    string                               // the folder on this machine where it lies
-	Disk    *Disk                                // below the server
+	Stop    func()                               // the server, as a crash does
+	Start   func()                               // it again
+	Fill    func() (room func())                 // its disk, until room is called
 	Forbid  func()                               // take the right to write there away
 	Permit  func()                               // give it back
 }
