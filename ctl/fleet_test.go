@@ -59,9 +59,13 @@ func newFleet(t *testing.T, n int) *fleet {
 // command is a capctl on the user's machine.
 func (f *fleet) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(testbed.Build(f.t), "capctl"), args...)
-	cmd.Env = append(os.Environ(), "CAPCTL_SSH=ssh -F "+filepath.Join(f.dir, "ssh_config"), "CAPCTL_HOSTS="+filepath.Join(f.dir, "hosts"),
-		"CAPD_SOCKET=/nowhere", "SSH_CONNECTION=")
+	cmd.Env = append(os.Environ(), f.environment()...)
 	return cmd
+}
+
+func (f *fleet) environment() []string {
+	return []string{"CAPCTL_SSH=ssh -F " + filepath.Join(f.dir, "ssh_config"), "CAPCTL_HOSTS=" + filepath.Join(f.dir, "hosts"),
+		"CAPD_SOCKET=/nowhere", "SSH_CONNECTION="}
 }
 
 func (f *fleet) capctl(exit int, args ...string) (stdout, stderr string) {
@@ -172,6 +176,20 @@ func TestFleet(t *testing.T) {
 	if f.boxes[2].Show("timed").FilterV1.Protocol != "17" && f.boxes[2].Show("timed").FilterV1.Protocol != "udp" {
 		t.Errorf("%+v", f.boxes[2].Show("timed"))
 	}
+	// All at once on one screen; the terminal is 80×24.
+	f.capctl(0, "-q", "-H", "@edge", "start", "-n", "watched", "-f", request)
+	term := newTerminal(t, 80, 24, f.environment(), f.command("-H", "@all-of-them", "watch").Args...)
+	lines := term.await("all boxes", has("4 boxes", "3 running", "edge-down: capd does not answer, trying again", "HOST", "watched (", "q quit"))
+	if text := strings.Join(lines, "\n"); strings.Count(text, "\n  edge-")+strings.Count(text, "▸ edge-") < 3 {
+		t.Errorf("%s", text)
+	}
+	term.keys("s")
+	term.await("a question", has("? y or n"))
+	term.keys("y")
+	term.await("one less", has("2 running", "stopped watched ("))
+	term.keys("q")
+	term.await("the end", has("left with 0"))
+
 	f.capctl(2, "-H", "@edge", "verify", f.dir)
 	f.capctl(2, "-H", "@nobody", "list")
 	f.capctl(2, "-H", "-oProxyCommand=x", "list")

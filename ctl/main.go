@@ -33,7 +33,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		signals: notify,
 		devices: "/sys/class/net",
 		nflog:   "/proc/net/netfilter/nfnetlink_log",
-		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second},
+		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second, watch: time.Second},
 	}
 	return a.run(ctx, args)
 }
@@ -76,6 +76,7 @@ type timing struct {
 	poll     time.Duration // between two looks at a capture that is waited for
 	plain    time.Duration // between two lines about it where there is no terminal
 	patience time.Duration // for a capd that has gone away meanwhile
+	watch    time.Duration // between two looks of capctl watch
 	quick    time.Duration // for an answer that needs nothing but capd itself
 }
 
@@ -172,7 +173,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	help := never(a.helpCommand())
 	root.SetHelpCommand(help)
 	for _, cmd := range []*cobra.Command{
-		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(), a.tailCommand(),
+		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(), a.watchCommand(), a.tailCommand(),
 		a.downloadCommand(), never(a.verifyCommand()), never(a.mergeCommand()), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
 		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()), never(a.manCommand()),

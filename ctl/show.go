@@ -71,7 +71,11 @@ func (w sheet) styled(st style, name, value string) {
 
 // printCapture writes a capture for people. Nothing is cut: it is the place to find all.
 func (a *app) printCapture(b *strings.Builder, c wire.Capture) {
-	w := sheet{b, a.screenOf(a.stdout)}
+	a.printCaptureOn(a.screenOf(a.stdout), b, c)
+}
+
+func (a *app) printCaptureOn(s screen, b *strings.Builder, c wire.Capture) {
+	w := sheet{b, s}
 	title := clean(c.ID)
 	if c.Name != "" {
 		title = clean(c.Name) + "  " + title

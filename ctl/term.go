@@ -178,3 +178,51 @@ func (s screen) cut(text string, columns int) string {
 	}
 	return text
 }
+
+// stripped is text without its styles.
+func stripped(text string) string {
+	var b strings.Builder
+	for {
+		before, after, ok := strings.Cut(text, "\x1b[")
+		b.WriteString(before)
+		if !ok {
+			return b.String()
+		}
+		_, text, _ = strings.Cut(after, "m")
+	}
+}
+
+// wrapStyled breaks a line that may have one style into lines of a width; each keeps it.
+func wrapStyled(line string, width int) []string {
+	if columnsOf(stripped(line)) <= width || width <= 0 {
+		return []string{line}
+	}
+	var lines []string
+	var b strings.Builder
+	current, n := "", 0 // the style in force
+	for text := line; text != ""; {
+		if strings.HasPrefix(text, "\x1b[") {
+			end := strings.IndexByte(text, 'm') + 1
+			if current = text[:end]; current == "\x1b[0m" {
+				current = ""
+			}
+			b.WriteString(text[:end])
+			text = text[end:]
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(text)
+		if w := columnsOf(string(r)); n+w > width {
+			if current != "" {
+				b.WriteString("\x1b[0m")
+			}
+			lines = append(lines, b.String())
+			b.Reset()
+			b.WriteString(current)
+			n = 0
+		}
+		b.WriteString(text[:size])
+		n += columnsOf(string(r))
+		text = text[size:]
+	}
+	return append(lines, b.String())
+}

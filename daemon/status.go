@@ -8,7 +8,7 @@ import (
 func (d *Daemon) Status() wire.Status {
 	cfg := d.config()
 	st := wire.Status{Version: d.version, Host: d.host, Kernel: d.kernel, Started: wire.Time{Time: d.started},
-		Features: map[string]bool{}, Clock: readClock()}
+		Features: map[string]bool{}, Clock: readClock(), Rings: d.rings()}
 	for _, c := range d.List(true) {
 		switch {
 		case c.Status == wire.StatusDelivering:
@@ -48,4 +48,21 @@ func (d *Daemon) Status() wire.Status {
 		st.Spool.MinFree = cfg.Limits.MinFreeSpace.Of(wire.Size(total))
 	}
 	return st
+}
+
+// rings tells how full each running capture's ring is.
+func (d *Daemon) rings() []wire.StatusRing {
+	d.mu.Lock()
+	captures := make([]*capture, 0, len(d.captures))
+	for _, c := range d.captures {
+		captures = append(captures, c)
+	}
+	d.mu.Unlock()
+	rings := []wire.StatusRing{}
+	for _, c := range captures {
+		if _, used, size := c.measured(); size > 0 {
+			rings = append(rings, wire.StatusRing{Capture: c.id, Used: wire.Size(used), Size: wire.Size(size)})
+		}
+	}
+	return rings
 }

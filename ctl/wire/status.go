@@ -11,6 +11,7 @@ type Status struct {
 	Features    map[string]bool   `json:"features"` // what the kernel can do: owner, nflog, ingress, ...
 	Limits      StatusLimits      `json:"limits"`
 	Spool       StatusSpool       `json:"spool"`
+	Rings       []StatusRing      `json:"rings"` // of captures that run
 	Clock       ClockState        `json:"clock"`
 }
 
@@ -47,6 +48,13 @@ type StatusSpool struct {
 	Size    Size `json:"size"`
 	Free    Size `json:"free"`
 	MinFree Size `json:"min_free"`
+}
+
+// StatusRing is how full the memory between the kernel and a capture's file is.
+type StatusRing struct {
+	Capture string `json:"capture"` // id
+	Used    Size   `json:"used"`
+	Size    Size   `json:"size"`
 }
 
 // Doctor answers GET /v1/doctor. OK says that no finding is an error.
