@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -23,6 +24,11 @@ const ownLinger = 60 * time.Second
 
 // maxOwnNoted is how many connections of capd's own one record lists.
 const maxOwnNoted = 100
+
+// maxOwn bounds what is left out at once, those that have just ended included. A delivery
+// makes a few connections for each file at most; only a delivery process that has gone
+// wrong, or is somebody else's by now, announces more.
+const maxOwn = 16384
 
 // ownFlows are the connections of capd itself: they are in no capture, because a delivery
 // that was captured would have to be delivered too, without end. Each capture's record
@@ -54,6 +60,12 @@ func newOwnFlows(table excluder, log *slog.Logger) *ownFlows {
 func (o *ownFlows) leaveOut(_ context.Context, _ string, f deliver.Flow) (release func(), err error) {
 	flow := filter.Flow{Source: f.Local.Addr().WithZone(""), SourcePort: f.Local.Port(),
 		Destination: f.Remote.Addr().WithZone(""), DestinationPort: f.Remote.Port()}
+	o.mu.Lock()
+	full := len(o.flows) >= maxOwn
+	o.mu.Unlock()
+	if full {
+		return nil, fmt.Errorf("%d connections are left out of captures already, within %s", maxOwn, ownLinger)
+	}
 	if err := o.table.AddExclude(flow); err != nil {
 		return nil, err
 	}

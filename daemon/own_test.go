@@ -116,3 +116,21 @@ func TestARecordListsABoundedNumberOfOwnConnections(t *testing.T) {
 		t.Errorf("%d are listed, warnings %v", len(rec.Exclude), rec.Warnings)
 	}
 }
+
+func TestADeliveryProcessGoneWrongCannotHideTheWholeNetwork(t *testing.T) {
+	table := &fakeTable{excluded: map[filter.Flow]int{}}
+	own := newOwnFlows(table, slog.New(slog.DiscardHandler))
+	defer own.close()
+	for port := range uint16(maxOwn) {
+		f, _, _ := flowFrom(1 + port)
+		release, err := own.leaveOut(t.Context(), "soc", f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release() // those that have ended count too
+	}
+	f, _, _ := flowFrom(maxOwn + 1)
+	if _, err := own.leaveOut(t.Context(), "soc", f); err == nil || len(table.excluded) != maxOwn {
+		t.Errorf("got %v with %d left out", err, len(table.excluded))
+	}
+}

@@ -34,6 +34,12 @@ func TestCommandLine(t *testing.T) {
 		{"--config " + bad, 2, "", []string{"bad.toml:2"}},
 		{"--config " + dir + "/none.toml", 2, "", []string{"none.toml"}},
 		{"start", 2, "", []string{`unexpected argument "start"`}},
+		{"deliver now", 2, "", []string{`unexpected argument "now"`, "capd deliver --help"}},
+		{"deliver --listen /run/x --peer-user capd --peer-uid 7", 2, "", []string{"--peer-user capd and --peer-uid 7: give one of them"}},
+		{"deliver --listen /run/x --peer-uid -7", 2, "", []string{"--peer-uid -7 is no user id"}},
+		{"deliver --peer-uid 7", 2, "", []string{"need --listen SOCKET"}},
+		{"deliver --nonsense", 2, "", []string{"-nonsense"}},
+		{"deliver --help", 0, deliverUsage, nil},
 		{"--verbose", 2, "", []string{"-verbose"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,5 +202,58 @@ func TestCapdMakesNoInternetSocket(t *testing.T) {
 	}
 	if !strings.Contains(string(text), "AF_NETLINK") || !strings.Contains(string(text), "AF_UNIX") {
 		t.Errorf("this test does not see what capd does:\n%s", text)
+	}
+}
+
+// systemd makes the socket and hands it over; another kind of socket is refused.
+func TestDeliverTakesSystemdsSocket(t *testing.T) {
+	testbed.NeedRoot(t)
+	sshd, folder := testbed.NewSSHD(t), openFolder(t, capdUID)
+	start := func(network, path string) (*exec.Cmd, *testbed.Buffer) {
+		l, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		l.SetUnlinkOnClose(false)
+		f, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := os.Chown(path, capdUID, -1); err != nil {
+			t.Fatal(err)
+		}
+		args := asUser(deliverUID, "")
+		args = append(args, "sh", "-c", `export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"`, "sh", filepath.Join(testbed.Build(t), "capd"), "deliver", "--peer-uid", fmt.Sprint(capdUID))
+		cmd, log := exec.Command(args[0], args[1:]...), new(testbed.Buffer)
+		cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, log
+	}
+	wrong, log := start("unix", filepath.Join(folder, "stream.sock"))
+	if err := wrong.Wait(); err == nil || !strings.Contains(log.String(), "ListenSequentialPacket=") {
+		t.Errorf("a stream socket: %v: %s", err, log)
+	}
+	socket := filepath.Join(folder, "deliver.sock")
+	good, log := start("unixpacket", socket)
+	ended := make(chan error, 1)
+	go func() { ended <- good.Wait() }()
+	toml := fmt.Sprintf("[destination.soc]\ntype = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nhost_key = %q\n",
+		sshd.Address, sshd.User, ownedBy(t, openFolder(t, deliverUID), sshd.PrivateKey, deliverUID), sshd.HostKey)
+	d := testbed.StartDaemonWith(t, testbed.DaemonOptions{TOML: toml, UID: capdUID, Env: []string{"CAPD_DELIVER_SOCKET=" + socket}, Prefix: asUser(capdUID, "net_admin")})
+	if out := d.Must("destination", "check", "soc"); strings.Contains(out, "✗") {
+		t.Errorf("check: %s", out)
+	}
+	if code := d.Stop(); code != 0 {
+		t.Errorf("capd's exit code is %d", code)
+	}
+	if err := good.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the delivery process's end: %v: %s", err, log)
 	}
 }

@@ -31,7 +31,11 @@ func Renounce(log *slog.Logger) error { return confine(log, -1) }
 
 func confine(log *slog.Logger, keep int) error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("setrlimit RLIMIT_CORE: %w", err)
+		// A unit's SystemCallFilter= may forbid the call after LimitCORE=0 has done it.
+		var now unix.Rlimit
+		if getErr := unix.Getrlimit(unix.RLIMIT_CORE, &now); getErr != nil || now.Max != 0 {
+			return fmt.Errorf("setrlimit RLIMIT_CORE: %w", err)
+		}
 	}
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		if !errors.Is(err, unix.ENOTSUP) {

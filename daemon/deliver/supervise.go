@@ -170,6 +170,9 @@ func (c *Client) read(ctx context.Context, l *link) error {
 	}
 }
 
+// maxFlows bounds the connections of one process: it may have gone wrong.
+const maxFlows = 4096
+
 // flowTable holds the connections that a process has announced.
 type flowTable struct {
 	ask    func(context.Context, string, Flow) (func(), error)
@@ -196,8 +199,16 @@ func (t *flowTable) begin(ctx context.Context, id uint64, f messageFlow) {
 	ctx, cancel := context.WithCancel(ctx)
 	entry := &openFlow{cancel: cancel}
 	t.mu.Lock()
-	t.open[id] = entry
+	full := len(t.open) >= maxFlows || t.open[id] != nil
+	if !full {
+		t.open[id] = entry
+	}
 	t.mu.Unlock()
+	if full {
+		cancel()
+		t.socket.tell(message{Kind: kindFlowAnswer, ID: id, Err: Fail(ReasonProcess, nil, "the delivery process has %d connections already", maxFlows)})
+		return
+	}
 	t.wg.Go(func() {
 		defer cancel()
 		answer := message{Kind: kindFlowAnswer, ID: id}
