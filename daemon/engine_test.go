@@ -104,7 +104,7 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 	t.Helper()
 	cfg := config.Default()
 	cfg.Limits.DefaultByteLimit = 10e9
-	p, err := newPlan(req, cfg)
+	p, err := newPlan(req, cfg, &links{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func TestExplainIsOne(t *testing.T) {
 		if err := json.Unmarshal([]byte(body), &req); err != nil {
 			t.Fatal(err)
 		}
-		p, err := newPlan(req, config.Default())
+		p, err := newPlan(req, config.Default(), &links{})
 		if err != nil {
 			t.Fatalf("%s: %v", body, err)
 		}

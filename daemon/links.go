@@ -2,10 +2,15 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 	"unsafe"
+
+	"capd/ring"
 )
 
 // link is what a file says about an interface.
@@ -47,6 +52,26 @@ func (l *links) get(index uint32) link {
 		l.missing[index] = time.Now()
 	}
 	return link{name: fmt.Sprintf("if%d", index)}
+}
+
+// unframed gives the first interface among those that the patterns cover (a * at the end
+// stands for any rest) whose packets have no Ethernet header, "" where all have one.
+func (l *links) unframed(patterns []string) (string, error) {
+	known, err := listLinks()
+	if err != nil {
+		return "", err
+	}
+	for _, index := range slices.Sorted(maps.Keys(known)) {
+		found := known[index]
+		covered := slices.ContainsFunc(patterns, func(p string) bool {
+			stem, any := strings.CutSuffix(p, "*")
+			return p == found.name || any && strings.HasPrefix(found.name, stem)
+		})
+		if covered && !ring.EthernetDevice(found.hwType) {
+			return found.name, nil
+		}
+	}
+	return "", nil
 }
 
 // listLinks dumps the interfaces of this network namespace by rtnetlink(7).

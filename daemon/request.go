@@ -29,15 +29,18 @@ type plan struct {
 	filter  *filter.Filter
 	exclude []filter.Flow
 	stream  bool // no files: it goes to whoever asked, and ends with the connection
-	once    bool // no hooks or interfaces asked for: each packet once
+	// unframed names an interface without Ethernet headers (links.unframed).
+	unframed func(interfaces []string) (string, error)
+	bare     string // what it named
+	once     bool   // no hooks or interfaces asked for: each packet once
 	// What the rules decide of the filter only in part, they leave to these, along with
 	// sample and snaplen: nil where they decide alone.
 	inet, netdev *filter.Matcher
 }
 
 // newPlan fills in and checks a request whose form the api room has already checked.
-func newPlan(req wire.StartRequest, cfg *config.Config) (*plan, error) {
-	p := &plan{request: req}
+func newPlan(req wire.StartRequest, cfg *config.Config, l *links) (*plan, error) {
+	p := &plan{request: req, unframed: l.unframed}
 	r := &p.request
 	for _, step := range []func(*plan, *config.Config) *wire.Error{
 		(*plan).fillType, (*plan).fillHooks, (*plan).fillRing, (*plan).fillLimits, (*plan).fillFormat, (*plan).compile, (*plan).checkDestination,
@@ -154,7 +157,13 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	if r.Format == "" {
 		r.Format = wire.FormatPcapng
 	}
-	framed := nft.Framed(r.Hooks)
+	if p.atNetdev() {
+		var err error
+		if p.bare, err = p.unframed(r.Interfaces); err != nil {
+			return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: err.Error()}
+		}
+	}
+	framed := nft.Framed(r.Hooks) && p.bare == ""
 	switch r.LinkType {
 	case "", wire.LinkAuto:
 		switch {
@@ -166,6 +175,9 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 			r.LinkType = wire.LinkSLL2
 		}
 	case wire.LinkEthernet:
+		if p.bare != "" {
+			return invalid("link_type", "ethernet needs each packet's own Ethernet header, which those of "+p.bare+" have not", "use link_type sll2 or raw, or auto")
+		}
 		if !framed {
 			return invalid("link_type", "ethernet needs each packet's own Ethernet header, which only the hooks ingress and egress have",
 				"use --hook ingress,egress with -i, or link_type sll2 or raw")
@@ -228,14 +240,20 @@ func (p *plan) divide() error {
 		}
 		return p.filter.Matcher(link)
 	}
-	hooks := p.request.Hooks
-	netdev := slices.Contains(hooks, wire.HookIngress) || slices.Contains(hooks, wire.HookEgress)
+	link := filter.LinkEthernet
+	if p.bare != "" {
+		link = filter.LinkRaw
+	}
 	var err error
-	if p.inet, err = judge(!nft.Framed(hooks), filter.LinkRaw); err != nil {
+	if p.inet, err = judge(!nft.Framed(p.request.Hooks), filter.LinkRaw); err != nil {
 		return err
 	}
-	p.netdev, err = judge(netdev, filter.LinkEthernet)
+	p.netdev, err = judge(p.atNetdev(), link)
 	return err
+}
+
+func (p *plan) atNetdev() bool {
+	return slices.Contains(p.request.Hooks, wire.HookIngress) || slices.Contains(p.request.Hooks, wire.HookEgress)
 }
 
 // kernelDecides tells whether the rules need no help: then they sample and cut too.
@@ -243,7 +261,7 @@ func (p *plan) kernelDecides() bool { return p.inet == nil && p.netdev == nil }
 
 // selection is what is left to the engine.
 func (p *plan) selection(l *links) selection {
-	s := selection{inet: p.inet, netdev: p.netdev, links: l}
+	s := selection{inet: p.inet, netdev: p.netdev, bare: p.bare != "", links: l}
 	if !p.kernelDecides() {
 		s.sample = newSampler(*p.request.Sample, p.request.SampleBy == wire.SampleByFlow)
 	}

@@ -23,7 +23,7 @@ func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
 	r := &p.request
 	return nft.Spec{
 		ID: id, Name: r.Name, Filter: p.filter, Exclude: p.exclude,
-		Hooks: r.Hooks, Interfaces: r.Interfaces, Once: p.once, CPUs: nft.CPUs(),
+		Hooks: r.Hooks, Interfaces: r.Interfaces, Bare: p.bare != "", Once: p.once, CPUs: nft.CPUs(),
 		Prefix: prefix(id), Snaplen: *r.Snaplen, QueueThreshold: math.MaxUint16,
 		Sample: *r.Sample, SampleFlow: r.SampleBy == wire.SampleByFlow,
 		Rate: cfg.Limits.MaxPacketRate, HeadersOnly: r.HeadersOnly, Annotate: r.Annotate,

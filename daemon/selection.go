@@ -18,6 +18,7 @@ import (
 type selection struct {
 	// Nil where the rules decide alone: at the inet hooks, at ingress and egress.
 	inet, netdev *filter.Matcher
+	bare         bool // netdev judges packets from the IP header on
 	sample       sampler
 	links        *links
 
@@ -52,13 +53,13 @@ func (s *selection) judge(p *ring.Packet) verdict {
 }
 
 // frame is the packet as a Matcher takes it: at inet hooks from the IP header on, at
-// ingress and egress with its Ethernet header. Devices without one are given an empty
-// header in its place, as their frames look to a filter that asks for protocols; it does
-// not count in the length.
+// ingress and egress with its Ethernet header. A packet that lacks it there, from a device
+// that came later, is given an empty header in its place, so that a filter finds the
+// protocols; it does not count in the length.
 func (s *selection) frame(p *ring.Packet) *filter.Packet {
 	f := &s.packet
 	link := ring.LinkRaw
-	if p.Family == ring.FamilyNetdev {
+	if p.Family == ring.FamilyNetdev && !s.bare {
 		link = ring.LinkEthernet
 	}
 	var ok bool

@@ -55,6 +55,14 @@ func Framed(hooks []string) bool {
 	return !slices.ContainsFunc(hooks, func(h string) bool { return !slices.Contains(netdevHooks, h) })
 }
 
+// link is what the filter has to expect at the hooks of the family.
+func (s Spec) link(f family) filter.Link {
+	if s.Bare {
+		return filter.LinkRaw
+	}
+	return f.link()
+}
+
 // links gives the links of a capture's hooks.
 func (s Spec) links() []filter.Link {
 	var links []filter.Link
@@ -64,7 +72,7 @@ func (s Spec) links() []filter.Link {
 			names = netdevHooks
 		}
 		if slices.ContainsFunc(s.Hooks, func(h string) bool { return slices.Contains(names, h) }) {
-			links = append(links, f.link())
+			links = append(links, s.link(f))
 		}
 	}
 	return links

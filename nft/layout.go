@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"capd/nft/filter"
 )
 
@@ -187,7 +189,7 @@ func (b *builder) build(devices []string) error {
 		own := len(b.spec.links())
 		b.rate = rateOf(b.spec, own, own)
 	}
-	program, err := b.spec.Filter.Compile(b.family.link())
+	program, err := b.spec.Filter.Compile(b.spec.link(b.family))
 	if err != nil {
 		return err
 	}
@@ -315,6 +317,16 @@ func (b *builder) jump(c chain, target string) {
 	b.bases = append(b.bases, c)
 }
 
+// byEthertype compares the IP version by the packet's protocol: meta nfproto says only
+// "netdev" at ingress and egress.
+func byEthertype(m filter.Match) filter.Match {
+	ethertype := []byte{0x08, 0x00}
+	if m.Values[0].Lo[0] == unix.NFPROTO_IPV6 {
+		ethertype = []byte{0x86, 0xdd}
+	}
+	return filter.Match{Key: filter.EthType, Op: m.Op, Values: []filter.Span{{Lo: ethertype}}}
+}
+
 // filter adds the filter's chains; what they want goes to logChain.
 func (b *builder) filter(first, logChain string, p *filter.Program) {
 	name := func(part string) string {
@@ -330,6 +342,9 @@ func (b *builder) filter(first, logChain string, p *filter.Program) {
 			for i, m := range to.matches {
 				if m.Set != "" {
 					to.matches[i].Set = name(m.Set)
+				}
+				if b.family == netdev && m.Key == filter.NFProto {
+					to.matches[i] = byEthertype(m)
 				}
 			}
 			switch r.Verdict {

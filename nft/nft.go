@@ -48,6 +48,10 @@ type Spec struct {
 	// rest. At forward and postrouting either side may be the one. Ingress and egress
 	// need at least one; patterns there are expanded when the rules are installed.
 	Interfaces []string
+	// Bare says that there are interfaces at ingress or egress without a link-layer header
+	// (tunnels): the filter is compiled for packets that begin with the IP header, at all of
+	// them.
+	Bare bool
 	// Once leaves out what another hook of the default pair, prerouting and output, sees
 	// or saw: at prerouting packets over lo, looped-back copies of multicast and
 	// broadcast sent from here, and the second pass of packets that come out of IPsec or

@@ -16,7 +16,8 @@ const MaxHead = 24
 
 // Hardware types, include/uapi/linux/if_arp.h.
 const (
-	hwEther = 1
+	hwEther    = 1
+	hwLoopback = 772 // lo: its frames have Ethernet headers of zeros
 	hwNone  = 0xfffe
 )
 
@@ -162,7 +163,7 @@ func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
 			return nil, false
 		}
 	}
-	if p.HasHWType && p.HWType != hwEther {
+	if p.HasHWType && !EthernetDevice(p.HWType) {
 		return nil, false
 	}
 	if !p.VLAN.Present {
@@ -174,6 +175,10 @@ func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
 	copy(s[16:18], h[12:14])
 	return s[:18], true
 }
+
+// EthernetDevice tells whether the frames of a device with this hardware type (ARPHRD_*)
+// have Ethernet headers, as libpcap has it (pcap-linux.c, map_arphrd_to_dlt).
+func EthernetDevice(hwType uint16) bool { return hwType == hwEther || hwType == hwLoopback }
 
 // wireLength is the length that a packet of which only the first bytes are here had, by
 // its own headers: the IPv4 total length, 40 + the IPv6 payload length or the jumbo

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"capd/ctl/wire"
 	"capd/testbed"
 )
@@ -306,5 +308,80 @@ func TestExplainParts(t *testing.T) {
 	}
 	if strings.Contains(d.Ruleset(), "chain") {
 		t.Errorf("explain installed:\n%s", d.Ruleset())
+	}
+}
+
+// Interfaces whose packets have no Ethernet header, or one of zeros, are captured as
+// tcpdump does: lo as Ethernet, a tunnel in cooked frames, and filters mean the same there.
+func TestOtherLinks(t *testing.T) {
+	p := testbed.NewPair(t)
+	tun := -1
+	testbed.In(t, p.B, func() (err error) {
+		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		ifr, err := unix.NewIfreq("tun0")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
+	})
+	defer unix.Close(tun)
+	testbed.RunIn(t, p.B, "sh", "-c", "ip addr add 10.50.0.1/24 dev tun0; ip link set tun0 up")
+	d := testbed.StartDaemon(t, p.B, "")
+	ids := map[string]string{}
+	for _, dev := range []string{"lo", "tun0"} {
+		for _, e := range []string{"", "udp port 5000", "udp[4:2] - 8 > 100"} {
+			ids[dev+" "+e] = d.Must("start", "-i", dev, "--", e)
+		}
+	}
+	ids["t*"] = d.Must("start", "-i", "t*", "--format", "pcap", "udp")
+	lo, here, there := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("10.50.0.1"), netip.MustParseAddr("10.50.0.2")
+	for _, size := range []int{50, 200} {
+		for _, s := range []testbed.Stream{
+			{Source: netip.AddrPortFrom(lo, 0), Destination: netip.AddrPortFrom(lo, 5000)},
+			{Source: netip.AddrPortFrom(here, 0), Destination: netip.AddrPortFrom(there, 5000), Unheard: true},
+		} {
+			s.From, s.To, s.Count, s.Size = p.B, p.B, 5, size
+			if _, err := testbed.SendUDP(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 5 { // and in by the tunnel
+			packet := make([]byte, 28+size)
+			copy(packet, []byte{0x45, 0, 0, byte(28 + size), 0, 0, 0, 0, 64, 17, 0, 0, 10, 50, 0, 2, 10, 50, 0, 1, 0x12, 0x34, 5001 >> 8, 5001 & 0xff, 0, byte(8 + size)})
+			sum := uint32(0)
+			for i := 0; i < 20; i += 2 {
+				sum += uint32(packet[i])<<8 | uint32(packet[i+1])
+			}
+			sum = sum>>16 + sum&0xffff
+			packet[10], packet[11] = ^byte(sum>>8), ^byte(sum)
+			if _, err := unix.Write(tun, packet); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.Must("stop", "--all")
+	// Over lo each packet goes out and comes in; by tun0 10 go out and 10 come in.
+	for name, want := range map[string]int{"lo ": 20, "lo udp port 5000": 20, "lo udp[4:2] - 8 > 100": 10,
+		"tun0 ": 20, "tun0 udp port 5000": 10, "tun0 udp[4:2] - 8 > 100": 10, "t*": 20} {
+		c := d.Show(ids[name])
+		checkCounts(t, c)
+		path := files(t, d, c.ID)[0]
+		judgeFile(t, path, c.Packets.Captured)
+		link := map[byte]string{'l': "ether", 't': "linux-sll2"}[name[0]]
+		if name == "t*" {
+			link = "rawip"
+		}
+		if got := testbed.Capinfos(t, path).Encapsulation; got != link {
+			t.Errorf("%s: link type %s, want %s", name, got, link)
+		}
+		if n := len(testbed.Tshark(t, path, "!icmp && (udp.dstport == 5000 || udp.dstport == 5001)", "frame.number")); n != want {
+			t.Errorf("%s: %d packets, want %d", name, n, want)
+		}
+	}
+	if r := d.Capctl("start", "-i", "t*", "--link-type", "ethernet"); r.Code == 0 || !strings.Contains(r.Stderr, "tun0") {
+		t.Errorf("ethernet on a tunnel: %+v", r)
 	}
 }
