@@ -18,7 +18,7 @@ const MaxHead = 24
 const (
 	hwEther    = 1
 	hwLoopback = 772 // lo: its frames have Ethernet headers of zeros
-	hwNone  = 0xfffe
+	hwNone     = 0xfffe
 )
 
 // Ethertypes, include/uapi/linux/if_ether.h.
