@@ -21,6 +21,9 @@ type encoder struct {
 	headers bool       // cut where the payload begins
 	notes   *annotator // nil: packets have no comments
 	links   *links
+	// hooks is set where one interface stands for all: libpcap opens no pcapng file that
+	// describes two of raw IP (sf-pcapng.c takes their type for another than the first's).
+	hooks   string
 	section pcapng.Section
 	filter  string
 
@@ -60,6 +63,9 @@ func newEncoder(id string, p *plan, d *Daemon) *encoder {
 		e.link = ring.LinkEthernet
 	case wire.LinkRaw:
 		e.link = ring.LinkRaw
+		if !e.classic {
+			e.hooks = strings.Join(r.Hooks, ",")
+		}
 	default:
 		e.link = ring.LinkSLL2
 	}
@@ -170,6 +176,10 @@ func (e *encoder) describe(p *ring.Packet) {
 		e.undescribe()
 	}
 	index := p.Interface()
+	if e.hooks != "" && len(e.ifaces) > 0 {
+		e.current = 0
+		return
+	}
 	if e.current < len(e.ifaces) && e.ifaces[e.current].is(index, p) {
 		return
 	}
@@ -195,6 +205,11 @@ func (i *iface) is(index uint32, p *ring.Packet) bool {
 }
 
 func (e *encoder) newIface(index uint32, p *ring.Packet) iface {
+	if e.hooks != "" {
+		d := e.nobody()
+		d.Description, d.Comment = e.hooks, "all interfaces: a file of raw IP does not tell them apart"
+		return iface{description: d}
+	}
 	l := e.links.get(index)
 	return iface{index: index, family: p.Family, hook: p.Hook, hwType: l.hwType, description: pcapng.Interface{
 		LinkType: uint16(e.link), Snaplen: e.stateSnaplen(), Name: l.name, Description: hookName(p), Filter: e.filter, Comment: stampComment(p),

@@ -89,7 +89,7 @@ func TestFilterIsTcpdumps(t *testing.T) {
 		name  string
 		flags []string
 	}{
-		{"inet, sll2", nil}, {"inet, raw", []string{"--format", "pcap"}}, {"interface", []string{"-i", "vb"}},
+		{"inet, sll2", nil}, {"inet, raw", []string{"--link-type", "raw"}}, {"pcap", []string{"--format", "pcap"}}, {"interface", []string{"-i", "vb"}},
 	} {
 		t.Run(where.name, func(t *testing.T) {
 			start := func(expression ...string) string {
