@@ -17,6 +17,7 @@ import (
 
 	"capd/ctl/client"
 	"capd/ctl/wire"
+	"capd/testbed"
 )
 
 // capd is a daemon in the bed.
@@ -212,27 +213,27 @@ func (d *capd) flood(frames, length int, cpus []int, flags ...string) (s sample,
 		return s, err
 	}
 	type result struct {
-		frames  int
-		elapsed time.Duration
-		err     error
+		testbed.Injected
+		err error
 	}
 	results := make(chan result, len(cpus))
-	start := time.Now()
 	for _, cpu := range cpus {
 		go func() {
 			sent, err := inject(d.b, frames/len(cpus), length, cpu)
-			results <- result{sent.Frames, time.Since(start), err}
+			results <- result{sent, err}
 		}()
 	}
-	sent, elapsed := 0, time.Duration(0)
+	// The sum of the CPUs' own rates: capd takes turns with one of them, which then ends
+	// later, and what the other does meanwhile is not to be counted as standing still.
+	sent := 0
 	for range cpus {
 		r := <-results
-		sent, elapsed, err = sent+r.frames, max(elapsed, r.elapsed), errors.Join(err, r.err)
+		sent, err = sent+r.Frames, errors.Join(err, r.err)
+		s.Rate += r.Rate()
 	}
 	if err != nil {
 		return s, err
 	}
-	s.Rate = float64(sent) / elapsed.Seconds()
 	c, _, err := d.finish(id)
 	if err != nil {
 		return s, err
