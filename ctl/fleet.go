@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -48,61 +49,94 @@ const codeUnreachable = "unreachable"
 
 // onAll runs a command on several boxes at once, and tells what became of each.
 func (a *app) onAll(cmd *cobra.Command, boxes []*box) error {
+	isStart, isList := cmd.Name() == "start", cmd.Name() == "list"
+	if isStart {
+		name := sharedName()
+		for _, b := range boxes {
+			b.shared = name
+		}
+	}
+	if cmd.Name() == "tail" || isStart && cmd.Flags().Changed("write") {
+		return a.streamAll(cmd, boxes)
+	}
+	r := a.newFleetRun(boxes)
+	r.prepare = func(sub *app, p *part) { sub.stdout, sub.forceJSON = &p.out, isList }
+	r.run(cmd.Context())
+	var err error
+	switch {
+	case a.json:
+		err = a.printParts(r.parts)
+	case isList:
+		err = a.printFleet(r.parts)
+	case isStart:
+		err = a.printStarted(r.parts)
+	default:
+		err = a.printEach(r.parts)
+	}
+	if err != nil {
+		return err
+	}
+	return a.closing(r.parts)
+}
+
+// closing prints the hints and gives the exit code of all.
+func (a *app) closing(parts []*part) error {
+	a.hints(parts)
+	if worst := worstOf(parts); worst != exitDone {
+		return &exitError{exit: worst}
+	}
+	return nil
+}
+
+// fleetRun is one command on several boxes.
+type fleetRun struct {
+	app     *app
+	parts   []*part
+	prepare func(sub *app, p *part) // sets at least where stdout goes
+	done    func(p *part)           // may be nil
+}
+
+func (a *app) newFleetRun(boxes []*box) *fleetRun {
+	r := &fleetRun{app: a}
+	for _, b := range boxes {
+		b.many = true
+		r.parts = append(r.parts, &part{box: b})
+	}
+	return r
+}
+
+// run returns when every box is through.
+func (r *fleetRun) run(ctx context.Context) {
+	a := r.app
 	stdin := &shared{from: a.stdin}
 	stderr := &lines{to: a.stderr}
 	defer stderr.flush()
-	isStart, isList := cmd.Name() == "start", cmd.Name() == "list"
-	name := ""
-	if isStart {
-		name = sharedName()
-	}
-	parts := make([]*part, len(boxes))
 	var tasks sync.WaitGroup
-	for i, b := range boxes {
-		p := &part{box: b}
-		parts[i] = p
-		b.many, b.shared = true, name
+	for _, p := range r.parts {
 		sub := &app{
-			stdin: stdin.reader(), stdout: &p.out, stderr: stderr.prefixed(b.label + ": "),
+			stdin: stdin.reader(), stderr: stderr.prefixed(p.box.label + ": "),
 			getenv: a.getenv, now: a.now, zone: a.zone, signals: a.signals, lookup: a.lookup,
 			screen:  func(io.Writer) (int, bool) { return 0, false },
-			devices: a.devices, timing: a.timing, forceJSON: isList,
+			devices: a.devices, timing: a.timing,
 		}
-		sub.enter(b)
+		r.prepare(sub, p)
+		sub.enter(p.box)
 		tasks.Go(func() {
-			p.err = sub.execute(cmd.Context(), a.args)
+			p.err = sub.execute(ctx, a.args)
 			p.exit, p.message, p.hint = verdict(p.err)
 			var own *exitError
 			if errors.As(p.err, &own) {
 				p.excerpt = own.excerpt
 			}
 			if p.message != "" && !a.json {
-				stderr.say("capctl: " + b.label + ": " + oneLine(p.message))
+				stderr.say("capctl: " + p.box.label + ": " + oneLine(p.message))
+			}
+			if r.done != nil {
+				r.done(p)
 			}
 		})
 	}
 	tasks.Wait()
-	stderr.flush()
-	worst := worstOf(parts)
-	var err error
-	switch {
-	case a.json:
-		err = a.printParts(parts)
-	case isList:
-		err = a.printFleet(parts)
-	case isStart:
-		err = a.printStarted(parts)
-	default:
-		err = a.printEach(parts)
-	}
-	if err != nil {
-		return err
-	}
-	a.hints(parts)
-	if worst != exitDone {
-		return &exitError{exit: worst}
-	}
-	return nil
 }
 
 // worstOf gives one exit code for all: the highest, but that a loss of packets (8) gives

@@ -3,6 +3,7 @@ package ctl
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"capd/ctl/remote"
 	"capd/ctl/wire"
@@ -176,6 +178,61 @@ func TestFleet(t *testing.T) {
 	if f.boxes[2].Show("timed").FilterV1.Protocol != "17" && f.boxes[2].Show("timed").FilterV1.Protocol != "udp" {
 		t.Errorf("%+v", f.boxes[2].Show("timed"))
 	}
+	// Live, as one stream; it ends with the captures.
+	live := f.command("-q", "-H", "@edge", "start", "-n", "live", "-w", "-", "-c", "6", "-f", request)
+	packets, err := live.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := live.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.boxes {
+		for d.Capctl("show", "live").Code != 0 {
+			time.Sleep(20 * time.Millisecond) // the test's own time limit bounds this
+		}
+		d.Await("live", "running", func(c wire.Capture) bool { return c.Status == wire.StatusRunning })
+	}
+	ping()
+	streamed := filepath.Join(f.dir, "live.pcapng")
+	text, err := io.ReadAll(packets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, streamed, text)
+	if err := live.Wait(); err != nil {
+		t.Errorf("%v", err)
+	}
+	clear(names)
+	for _, p := range testbed.TsharkPackets(t, streamed, "") {
+		names[p.Interface]++
+	}
+	if names["edge-1/lo"] != 6 || names["edge-2/lo"] != 6 || names["edge-3/lo"] != 6 || !testbed.Capinfos(t, streamed).Ordered {
+		t.Errorf("%v", names)
+	}
+
+	// Who has seen enough ends them all.
+	enough := f.command("-H", "@edge", "start", "-n", "enough", "-w", "-", "-f", request)
+	packets, err = enough.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := enough.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.boxes {
+		for d.Capctl("show", "enough").Code != 0 {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	packets.Close()
+	if err := enough.Wait(); err != nil {
+		t.Errorf("%v", err)
+	}
+	for _, d := range f.boxes {
+		d.Await("enough", "finished", func(c wire.Capture) bool { return finished(c) })
+	}
+
 	// All at once on one screen; the terminal is 80×24.
 	f.capctl(0, "-q", "-H", "@edge", "start", "-n", "watched", "-f", request)
 	term := newTerminal(t, 80, 24, f.environment(), f.command("-H", "@all-of-them", "watch").Args...)

@@ -85,13 +85,13 @@ func (a *app) merge(args []string, out string, force bool, identities, shifts []
 		}
 	}
 	m, err := merge.New(set.inputs)
-	defer m.Close()
 	if err != nil {
 		if errors.Is(err, unseal.ErrSealed) {
 			return failf("%v", err).withHint("--identity FILE opens it")
 		}
 		return failf("%v", err)
 	}
+	defer m.Close()
 	for host := range set.shifts {
 		if !slices.Contains(m.Hosts(), host) {
 			return usagef("--shift: no file is from %q", host).withHint("hosts: %s", strings.Join(m.Hosts(), ", "))
@@ -241,11 +241,11 @@ func (s *mergeSet) shift(in *merge.Input) error {
 			return usagef("--shift: say the host of %s: HOST=FILE", in.Name)
 		}
 		m, err := merge.New([]merge.Input{*in})
-		m.Close()
 		if err != nil {
 			return failf("%v", err)
 		}
 		host = m.Hosts()[0]
+		m.Close()
 	}
 	in.Shift = s.shifts[host]
 	return nil

@@ -34,9 +34,13 @@ there within a fraction of a second.
 
 A reader that is too slow never slows the capture: it loses packets of its own copy, and
 the copy says how many, before which packet (drop counts) and in all (interface
-statistics). The files of the capture have them.`,
+statistics). The files of the capture have them.
+
+From several boxes (-H) the packets come as one stream in the order of time, interfaces
+named host/interface; a packet waits half a second at most for older ones of other boxes.`,
 		Example: `  capctl tail voip-drops | tcpdump -nr -
   capctl tail voip-drops -w now.pcapng
+  capctl -H edge-1 -H edge-2 tail voip-drops | wireshark -k -i -
   ssh edge-1 capctl tail voip-drops | wireshark -k -i -`,
 		Args:              exactly("CAPTURE"),
 		ValidArgsFunction: a.completeCapture(1, func(c wire.Capture) bool { return c.Status == wire.StatusRunning }),
@@ -49,6 +53,7 @@ statistics). The files of the capture have them.`,
 }
 
 func (a *app) tail(ctx context.Context, ref, to string) error {
+	to = a.liveTarget(to)
 	if err := a.mayStream(to, "capctl tail "+ref); err != nil {
 		return err
 	}
@@ -73,6 +78,8 @@ func (a *app) tail(ctx context.Context, ref, to string) error {
 
 // startStream is capctl start -w: a capture that lives as long as this program.
 func (a *app) startStream(ctx context.Context, req wire.StartRequest, to string) error {
+	to = a.liveTarget(to)
+	a.share(&req)
 	if err := a.mayStream(to, "capctl start -w -"); err != nil {
 		return err
 	}

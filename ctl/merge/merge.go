@@ -84,6 +84,10 @@ type Merger struct {
 	w       *bufio.Writer
 	buf     []byte
 	last    int64
+
+	current    described // the last packet's interface, and its number
+	currentID  uint32
+	hasCurrent bool
 }
 
 // described is an interface of the merged file.
@@ -93,14 +97,15 @@ type described struct {
 }
 
 // New opens the inputs and reads up to their first packets. An input that holds no
-// capture at all is an error; the caller closes the Merger in any case.
+// capture at all is an error. The caller closes the Merger.
 func New(inputs []Input) (*Merger, error) {
 	m := &Merger{ids: map[described]uint32{}}
 	seen := map[string]bool{}
 	for n := range inputs {
 		s := &source{in: &inputs[n], index: n}
 		if err := s.open(); err != nil {
-			return m, fmt.Errorf("%s: %w", inputs[n].Name, err)
+			m.Close()
+			return nil, fmt.Errorf("%s: %w", inputs[n].Name, err)
 		}
 		m.sources = append(m.sources, s)
 		if host := s.host(); !seen[host] {
@@ -145,6 +150,11 @@ func (m *Merger) Write(w io.Writer, section pcapng.Section) (Result, error) {
 			return m.result, err
 		}
 	}
+	return m.finish()
+}
+
+// finish writes what stands at the end: the accounts of the interfaces.
+func (m *Merger) finish() (Result, error) {
 	if len(m.out) == 0 { // readers want one
 		if _, err := m.describe(described{Interface: pcapng.Interface{LinkType: 1, Name: "none", Comment: "no packet"}}); err != nil {
 			return m.result, err
@@ -173,22 +183,9 @@ func (m *Merger) step(s *source) error {
 		return nil
 	}
 	p := s.pop()
-	if d := (described{p.host, p.iface}); !s.hasID || s.known != d {
-		id, err := m.describe(d)
-		if err != nil {
-			return err
-		}
-		s.known, s.id, s.hasID = d, id, true
-	}
-	if p.Time < m.last {
-		m.result.Unordered++
-	}
-	m.last = max(m.last, p.Time)
-	p.Interface = s.id
-	if err := m.put(p.Append(m.buf[:0])); err != nil {
+	if err := m.write(p); err != nil {
 		return err
 	}
-	m.result.Packets++
 	s.done(p)
 	if _, ok := s.head(); ok {
 		heap.Fix(&m.queue, 0)
@@ -196,6 +193,28 @@ func (m *Merger) step(s *source) error {
 	}
 	heap.Pop(&m.queue)
 	return m.end(s)
+}
+
+// write writes a packet.
+func (m *Merger) write(p packet) error {
+	d := described{p.host, p.iface}
+	if !m.hasCurrent || m.current != d {
+		id, err := m.describe(d)
+		if err != nil {
+			return err
+		}
+		m.current, m.currentID, m.hasCurrent = d, id, true
+	}
+	if p.Time < m.last {
+		m.result.Unordered++
+	}
+	m.last = max(m.last, p.Time)
+	p.Interface = m.currentID
+	if err := m.put(p.Append(m.buf[:0])); err != nil {
+		return err
+	}
+	m.result.Packets++
+	return nil
 }
 
 // end takes up a source's counts and why it ended.

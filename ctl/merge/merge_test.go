@@ -44,10 +44,10 @@ func input(name string, data []byte) Input {
 func merged(t *testing.T, inputs ...Input) (string, Result) {
 	t.Helper()
 	m, err := New(inputs)
-	defer m.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer m.Close()
 	path := filepath.Join(t.TempDir(), "merged.pcapng")
 	f, err := os.Create(path)
 	if err != nil {
@@ -193,8 +193,7 @@ func TestMergeFaults(t *testing.T) {
 		t.Errorf("%+v", info)
 	}
 	for name, data := range map[string][]byte{"empty": nil, "text": []byte("hello, world, this is no capture"), "short": {10, 13}} {
-		m, err := New([]Input{input("whole", whole), input(name, data)})
-		m.Close()
+		_, err := New([]Input{input("whole", whole), input(name, data)})
 		if err == nil || !strings.HasPrefix(err.Error(), name+": ") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -224,22 +223,119 @@ func FuzzMerge(f *testing.F) {
 	f.Add(pcapng.AppendClassicHeader(nil, 1, 0))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := New([]Input{input("whole", file("edge-2", "eth0", 1, 2, 3)), input("fuzzed", data)})
-		defer m.Close()
 		if err != nil {
 			return
 		}
+		defer m.Close()
 		var out bytes.Buffer
 		r, err := m.Write(&out, pcapng.Section{})
 		if err != nil || r.Packets < 3 {
 			t.Fatalf("%+v %v", r, err)
 		}
 		again, err := New([]Input{input("merged", out.Bytes())})
-		defer again.Close()
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer again.Close()
 		if r2, err := again.Write(io.Discard, pcapng.Section{}); err != nil || r2.Packets != r.Packets || len(r2.Ended) != 0 {
 			t.Fatalf("%+v %+v %v", r, r2, err)
 		}
 	})
 }
+
+// Live streams come out in order as long as they differ by less than the hold, each
+// packet at once where all have sent one, and soon where one is silent.
+func TestLive(t *testing.T) {
+	var ins []LiveInput
+	var ends []*io.PipeWriter
+	for _, host := range []string{"edge-1", "edge-2"} {
+		r, w := io.Pipe()
+		ins, ends = append(ins, LiveInput{host, r}), append(ends, w)
+	}
+	outR, outW := io.Pipe()
+	results := make(chan Result, 1)
+	go func() {
+		r, err := Live(outW, pcapng.Section{Comment: "live"}, ins)
+		if err != nil {
+			t.Error(err)
+		}
+		outW.Close()
+		results <- r
+	}()
+	reader := pcapng.NewReader(outR)
+	next := func() (string, int64) {
+		t.Helper()
+		for {
+			b, err := reader.Next()
+			if errors.Is(err, io.EOF) {
+				return "", 0
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.Type == pcapng.TypePacket {
+				p, err := b.Packet()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return reader.Interfaces()[p.Interface].Name, (p.Time - epoch) / 1000
+			}
+		}
+	}
+	want := func(name string, at int64) {
+		t.Helper()
+		if n, got := next(); n != name || got != at {
+			t.Errorf("%s at %d, not %s at %d", n, got, name, at)
+		}
+	}
+	// The one comes later and is older.
+	one, two := file("edge-1", "eth0", 10, 20, 30), file("edge-2", "eth0", 5, 15, 25)
+	if _, err := ends[0].Write(one); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ends[1].Write(two); err != nil {
+		t.Fatal(err)
+	}
+	for i, at := range []int64{5, 10, 15, 20, 25, 30} {
+		want([]string{"edge-2/eth0", "edge-1/eth0"}[i%2], at)
+	}
+	// The other is silent now: nothing waits for it for ever.
+	if _, err := ends[0].Write(file("edge-1", "eth0", 40)); err != nil {
+		t.Fatal(err)
+	}
+	want("edge-1/eth0", 40)
+	ends[0].Close()
+	if _, err := ends[1].Write(file("edge-2", "eth0", 50)); err != nil {
+		t.Fatal(err)
+	}
+	want("edge-2/eth0", 50)
+	ends[1].CloseWithError(errors.New("cut"))
+	if name, _ := next(); name != "" {
+		t.Errorf("more: %s", name)
+	}
+	if r := <-results; r.Packets != 8 || r.Unordered != 0 || len(r.Ended) != 1 || r.Interfaces != 2 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A reader that goes ends the merge and its inputs.
+func TestLiveReaderGone(t *testing.T) {
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := Live(gone{}, pcapng.Section{}, []LiveInput{{"edge-1", r}, {"edge-2", io.NopCloser(bytes.NewReader(nil))}})
+		done <- err
+	}()
+	for {
+		if _, err := w.Write(file("edge-1", "eth0", 1)); err != nil {
+			break
+		}
+	}
+	if err := <-done; !errors.Is(err, io.ErrClosedPipe) {
+		t.Error(err)
+	}
+}
+
+type gone struct{}
+
+func (gone) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }

@@ -35,9 +35,6 @@ type source struct {
 	p      packet
 
 	said   string // the host, as the file says
-	known  described
-	id     uint32 // of known in the merged file; valid where hasID
-	hasID  bool
 	window window
 	bytes  int
 	free   [][]byte

@@ -139,7 +139,7 @@ func (f *File) parse(text string) error {
 		if line[0] != ' ' && line[0] != '\t' {
 			name, after, ok := strings.Cut(line, ":")
 			if name = strings.TrimSpace(name); !ok || name == "" || name == "all" || strings.ContainsAny(name, "@ \t") {
-				return fmt.Errorf("line %d: %q is not GROUP: HOST...", n+1, strings.TrimSpace(line))
+				return fmt.Errorf("line %d: %q is not of the form GROUP: HOST", n+1, strings.TrimSpace(line))
 			}
 			if group = name; !slices.Contains(f.order, group) {
 				f.order = append(f.order, group)
