@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -13,6 +14,7 @@ import (
 	"io/fs"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
@@ -314,25 +316,38 @@ func NewS3(t testing.TB, o S3Options) *S3 {
 	return s
 }
 
-// Client gives a client of its own for what a test wants to see or prepare; only for
-// servers without TLS.
+// Client gives a client of its own for what a test wants to see or prepare.
 func (s *S3) Client() *minio.Client {
 	s.t.Helper()
-	c, err := minio.New(s.Address, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKeyID, s.Secret, ""), Region: s.Region})
+	c, err := s.client()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return c
 }
 
-// NewUser makes an account that has no right to anything until Allow gives it some; only
-// for servers without TLS. It gives its name and the path of a file with its secret.
+func (s *S3) client() (*minio.Client, error) {
+	o := &minio.Options{Creds: credentials.NewStaticV4(s.AccessKeyID, s.Secret, ""), Region: s.Region}
+	if s.CAFile != "" {
+		pem, err := os.ReadFile(s.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(pem)
+		o.Secure, o.Transport = true, &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	}
+	return minio.New(s.Address, o)
+}
+
+// NewUser makes an account that has no right to anything until Allow gives it some. It
+// gives its name and the path of a file with its secret.
 func (s *S3) NewUser(name string) (accessKeyID, secretFile string) {
 	s.t.Helper()
 	secret := "not-a-secret-of-" + name
 	secretFile = s.SecretFile + "." + name
 	writeFile(s.t, secretFile, secret+"\n", 0o600)
-	Run(s.t, versitygw(s.t), "admin", "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--endpoint-url", s.Endpoint,
+	Run(s.t, versitygw(s.t), "admin", "--access", s.AccessKeyID, "--secret", s.Secret, "--region", s.Region, "--endpoint-url", s.Endpoint, "--allow-insecure",
 		"create-user", "--access", name, "--secret", secret, "--role", "user")
 	return name, secretFile
 }
@@ -341,7 +356,7 @@ func (s *S3) NewUser(name string) (accessKeyID, secretFile string) {
 // the owner.
 func (s *S3) Allow(accessKeyID string, allowed bool) error {
 	effect := map[bool]string{true: "Allow", false: "Deny"}[allowed]
-	c, err := minio.New(s.Address, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKeyID, s.Secret, ""), Region: s.Region})
+	c, err := s.client()
 	if err != nil {
 		return err
 	}

@@ -172,8 +172,10 @@ func reasonOf(err error) (Reason, string) {
 		return ReasonClock, "renew the server's certificate, or set this box's clock (date -u)"
 	case errors.As(err, &verify), errors.As(err, &invalid):
 		return ReasonCertificate, "the server's certificate must be one that this box can verify"
-	case errors.As(err, &record):
+	case errors.As(err, &record) && record.Conn != nil: // the first record, see its comment
 		return ReasonCertificate, "the server does not speak TLS on this port: check the endpoint's scheme and port"
+	case errors.As(err, &record), errors.As(err, &op) && damagedRecord(op):
+		return ReasonCorrupt, "bytes were changed on the way; it is sent again"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return ReasonNoSpace, "make room at the destination"
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -196,6 +198,20 @@ func reasonOf(err error) (Reason, string) {
 		return ReasonPermission, ""
 	}
 	return ReasonUnknown, ""
+}
+
+// damagedRecord says whether either side of a TLS connection found a record not to be what
+// was sent. crypto/tls has no type for that, only a text (RFC 8446, section 6.2).
+func damagedRecord(op *net.OpError) bool {
+	if op.Op != "remote error" && op.Op != "local error" || op.Err == nil {
+		return false
+	}
+	for _, alert := range []string{"bad record MAC", "record overflow", "error decoding message", "unexpected message"} {
+		if strings.Contains(op.Err.Error(), alert) {
+			return true
+		}
+	}
+	return false
 }
 
 // maxText is the most bytes of a foreign text that are repeated.

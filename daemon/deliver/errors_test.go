@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,10 @@ func TestClassifyTellsWhatIsWorthAnotherTry(t *testing.T) {
 		{os.ErrDeadlineExceeded, ReasonStalled, wire.CodeDestinationUnreachable, false},
 		{x509.UnknownAuthorityError{}, ReasonCertificate, wire.CodeDestinationRefused, true},
 		{x509.CertificateInvalidError{Reason: x509.Expired}, ReasonClock, wire.CodeDestinationRefused, false},
+		{tls.RecordHeaderError{Conn: &net.TCPConn{}}, ReasonCertificate, wire.CodeDestinationRefused, true},
+		{tls.RecordHeaderError{Msg: "oversized record"}, ReasonCorrupt, wire.CodeDestinationRefused, false},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: bad record MAC")}, ReasonCorrupt, wire.CodeDestinationRefused, false},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: handshake failure")}, ReasonUnknown, wire.CodeDestinationUnreachable, false},
 		{syscall.ENOSPC, ReasonNoSpace, wire.CodeNoSpace, false},
 		{os.ErrPermission, ReasonPermission, wire.CodeDestinationRefused, true},
 		{errors.New("something else"), ReasonUnknown, wire.CodeDestinationUnreachable, false},

@@ -19,15 +19,13 @@ import (
 	"capd/testbed"
 )
 
+// makeTrouble is how a Trouble comes about.
+type makeTrouble = func(*testing.T, storetest.Place) (deliver.Profile, func() deliver.Profile)
+
 func TestConformanceAgainstVersitygw(t *testing.T) {
 	server := testbed.NewS3(t, testbed.S3Options{})
-	disk := testbed.NewDisk(t, server.Root, server.Stop, server.Start, func() {
-		if err := os.Mkdir(filepath.Join(server.Root, server.Bucket), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	})
 	// by is a server of which something stands in between, until the mend.
-	by := func(answer func(w http.ResponseWriter, r *http.Request) bool) func(*testing.T, storetest.Place) (deliver.Profile, func() deliver.Profile) {
+	by := func(answer func(w http.ResponseWriter, r *http.Request) bool) makeTrouble {
 		return func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
 			var mended atomic.Bool
 			bad := p.Profile
@@ -35,14 +33,56 @@ func TestConformanceAgainstVersitygw(t *testing.T) {
 			return bad, func() deliver.Profile { mended.Store(true); return bad }
 		}
 	}
-	says := func(status int, code string) func(w http.ResponseWriter, r *http.Request) bool {
-		return func(w http.ResponseWriter, r *http.Request) bool {
+	says := func(status int, code string) makeTrouble {
+		return by(func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPut {
 				s3Error(w, r, status, code)
 			}
 			return r.Method == http.MethodPut
-		}
+		})
 	}
+	storetest.Run(t, suite(t, server,
+		// The server itself finds the request's date an hour old.
+		storetest.Trouble{Name: "clocks an hour apart", Reason: deliver.ReasonClock, Make: by(func(_ http.ResponseWriter, r *http.Request) bool {
+			r.Header.Set("X-Amz-Date", time.Now().Add(-time.Hour).UTC().Format("20060102T150405Z"))
+			return false
+		})},
+		storetest.Trouble{Name: "another secret", Reason: deliver.ReasonCredentials, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			bad := p.Profile
+			bad.SecretAccessKeyFile = filepath.Join(t.TempDir(), "secret")
+			if err := os.WriteFile(bad.SecretAccessKeyFile, []byte("another"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return bad, func() deliver.Profile { return p.Profile }
+		}},
+		storetest.Trouble{Name: "500 InternalError", Reason: deliver.ReasonBusy, Make: says(500, "InternalError")},
+		storetest.Trouble{Name: "500 without a word", Reason: deliver.ReasonBusy, Make: says(500, "")},
+		storetest.Trouble{Name: "503 SlowDown", Reason: deliver.ReasonBusy, Make: says(503, "SlowDown")},
+		storetest.Trouble{Name: "403 AccessDenied", Reason: deliver.ReasonPermission, Permanent: true, Make: says(403, "AccessDenied")},
+	))
+}
+
+func TestConformanceOverTLS(t *testing.T) {
+	storetest.Run(t, suite(t, testbed.NewS3(t, testbed.S3Options{TLS: true}),
+		storetest.Trouble{Name: "a certificate that has run out", Reason: deliver.ReasonClock, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			return profile(testbed.NewS3(t, testbed.S3Options{TLS: true, Expired: true})), func() deliver.Profile { return p.Profile }
+		}},
+		storetest.Trouble{Name: "a certificate that nobody here trusts", Reason: deliver.ReasonCertificate, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
+			bad := p.Profile
+			bad.CAFile = ""
+			return bad, func() deliver.Profile { return p.Profile }
+		}},
+	))
+}
+
+// suite is the conformance suite against a server, whose folder gets a disk of its own.
+func suite(t *testing.T, server *testbed.S3, troubles ...storetest.Trouble) storetest.Suite {
+	t.Helper()
+	disk := testbed.NewDisk(t, server.Root, server.Stop, server.Start, func() {
+		if err := os.Mkdir(filepath.Join(server.Root, server.Bucket), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
 	user, secret := server.NewUser("deliverer")
 	allow := func(allowed bool) func() {
 		return func() {
@@ -52,38 +92,12 @@ func TestConformanceAgainstVersitygw(t *testing.T) {
 		}
 	}
 	allow(true)()
-	storetest.Run(t, storetest.Suite{Open: s3.Open, New: func(t *testing.T) storetest.Place {
+	return storetest.Suite{Open: s3.Open, Troubles: troubles, New: func(t *testing.T) storetest.Place {
 		p := placeOf(t, server, user, secret)
 		p.Stop, p.Start, p.Fill = server.Stop, server.Start, disk.Fill
 		p.Forbid, p.Permit = allow(false), allow(true)
 		return p
-	}, Troubles: []storetest.Trouble{
-		{Name: "a certificate that has run out", Reason: deliver.ReasonClock, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
-			return profile(testbed.NewS3(t, testbed.S3Options{TLS: true, Expired: true})), func() deliver.Profile { return p.Profile }
-		}},
-		{Name: "a certificate that nobody here trusts", Reason: deliver.ReasonCertificate, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
-			bad := profile(testbed.NewS3(t, testbed.S3Options{TLS: true}))
-			bad.CAFile = ""
-			return bad, func() deliver.Profile { return p.Profile }
-		}},
-		// The server itself finds the request's date an hour old.
-		{Name: "clocks an hour apart", Reason: deliver.ReasonClock, Make: by(func(_ http.ResponseWriter, r *http.Request) bool {
-			r.Header.Set("X-Amz-Date", time.Now().Add(-time.Hour).UTC().Format("20060102T150405Z"))
-			return false
-		})},
-		{Name: "another secret", Reason: deliver.ReasonCredentials, Permanent: true, Make: func(t *testing.T, p storetest.Place) (deliver.Profile, func() deliver.Profile) {
-			bad := p.Profile
-			bad.SecretAccessKeyFile = filepath.Join(t.TempDir(), "secret")
-			if err := os.WriteFile(bad.SecretAccessKeyFile, []byte("another"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return bad, func() deliver.Profile { return p.Profile }
-		}},
-		{Name: "500 InternalError", Reason: deliver.ReasonBusy, Make: by(says(500, "InternalError"))},
-		{Name: "500 without a word", Reason: deliver.ReasonBusy, Make: by(says(500, ""))},
-		{Name: "503 SlowDown", Reason: deliver.ReasonBusy, Make: by(says(503, "SlowDown"))},
-		{Name: "403 AccessDenied", Reason: deliver.ReasonPermission, Permanent: true, Make: by(says(403, "AccessDenied"))},
-	}})
+	}}
 }
 
 // profile leads to a server.
