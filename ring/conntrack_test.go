@@ -23,9 +23,10 @@ func conntrackAttr(v6 bool, protocol uint8) attr {
 			source, destination = ctaIPv6Source, ctaIPv6Dest
 		}
 		ports := []attr{{ctaProtoSPort, u16(sport)}, {ctaProtoDPort, u16(dport)}}
-		if protocol == protoICMP {
+		switch protocol {
+		case protoICMP:
 			ports = []attr{{ctaICMPID, u16(sport)}, {5, []byte{8}}, {6, []byte{0}}}
-		} else if protocol == protoICMPv6 {
+		case protoICMPv6:
 			ports = []attr{{ctaICMPv6ID, u16(sport)}, {8, []byte{128}}, {9, []byte{0}}}
 		}
 		return nest(kind,
