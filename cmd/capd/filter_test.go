@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -27,7 +29,7 @@ func filterTraffic(t *testing.T, p testbed.Pair) {
 		if _, err := testbed.SendTCP(s); err != nil {
 			t.Fatal(err)
 		}
-		for _, size := range []int{40, 99, 100, 101, 180, 1000} {
+		for _, size := range []int{40, 99, 100, 101, 180, 1000, 3000} {
 			s.Destination, s.Size = netip.AddrPortFrom(end.b, uint16(5000+size)), size
 			if i == 1 { // and the other way
 				s.From, s.To, s.Source, s.Destination = p.B, p.A, netip.AddrPortFrom(end.b, 0), netip.AddrPortFrom(end.a, uint16(5000+size))
@@ -37,6 +39,36 @@ func filterTraffic(t *testing.T, p testbed.Pair) {
 			}
 		}
 	}
+}
+
+// taggedTraffic sends frames with one and with two VLAN tags, and some that end early.
+func taggedTraffic(t *testing.T, p testbed.Pair) {
+	t.Helper()
+	testbed.In(t, p.A, func() error {
+		ifi, err := net.InterfaceByName("va")
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for _, size := range []int{10, 40, 200} {
+			udp := make([]byte, 28+size)
+			copy(udp, []byte{0x45, 0, 0, byte(28 + size), 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2, 0x10, 0, 0x13, 0x88, 0, byte(8 + size)})
+			for _, tags := range []string{"\x81\x00\x00\x05", "\x81\x00\x60\x06", "\x88\xa8\x00\x07\x81\x00\x00\x05"} {
+				frame := append([]byte("\x02\x00\x00\x00\x00\x02\x02\x00\x00\x00\x00\x01"+tags+"\x08\x00"), udp...)
+				for _, n := range []int{len(frame), len(frame) - size} {
+					to := &unix.SockaddrLinklayer{Ifindex: ifi.Index, Protocol: binary.NativeEndian.Uint16(frame[12:])}
+					if err := unix.Sendto(fd, frame[:n], 0, to); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // tcpdumpBytes gives the packets of a file that tcpdump's own filter wants, byte for
@@ -101,10 +133,16 @@ func TestFilterIsTcpdumps(t *testing.T) {
 			if where.flags != nil { // in an sll2 file tcpdump counts 20 bytes more
 				expressions = append(expressions, "udp or icmp6 and greater 150")
 			}
+			if where.name == "interface" {
+				expressions = append(expressions, "vlan 5 and udp[4:2] - 8 > 20", "vlan and vlan and udp[4:2] != udp[6:2]", "ether[12] - 7 = 1 and udp[4:2] - 8 > 100")
+			}
 			for _, e := range expressions {
 				ids[e] = start(e)
 			}
 			filterTraffic(t, p)
+			if where.name == "interface" {
+				taggedTraffic(t, p)
+			}
 			d.Must("stop", "--all")
 			reference := files(t, d, all)[0]
 			for e, id := range ids {
