@@ -102,6 +102,8 @@ const (
 	publishEvery = 64
 	// publishWithin bounds how long a slow packet waits for that update.
 	publishWithin = 10 * time.Millisecond
+	// publishLive is the same where somebody reads along.
+	publishLive = 2 * time.Millisecond
 )
 
 // run reads until the source ends, then closes the last segment and returns why writing
@@ -286,7 +288,11 @@ func (e *engine) schedule(now time.Time) {
 		at = earlier(at, e.tick)
 	}
 	if e.count.packets() != e.published {
-		at = earlier(at, now.Add(publishWithin))
+		within := publishWithin
+		if len(e.tapped) > 0 {
+			within = publishLive
+		}
+		at = earlier(at, now.Add(within))
 	}
 	e.source.SetDeadline(at)
 }

@@ -43,6 +43,7 @@ var rows = []row{
 	{"rss", "resident memory under load and after", rss},
 	{"idle-cpu", "CPU of a capture that sees nothing, and of capd without a capture", idleCPU},
 	{"first-packet", "from a packet's arrival to the counts that show it", firstPacket},
+	{"live", "from a packet's sending to its bytes at the reader of a live stream", live},
 	{"start-stop", "capctl start and capctl stop with eight captures running", startStop},
 	{"quiet-neighbour", "a quiet capture beside a flooded one loses nothing", quietNeighbour},
 	{"filter-1000", "a filter of a thousand hosts: installing it, and what a packet costs", filter1000},
