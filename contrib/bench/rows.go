@@ -45,6 +45,8 @@ var rows = []row{
 	{"first-packet", "from a packet's arrival to the counts that show it", firstPacket},
 	{"live", "from a packet's sending to its bytes at the reader of a live stream", live},
 	{"start-stop", "capctl start and capctl stop with eight captures running", startStop},
+	{"deliver-sftp", "1 GiB over loopback to OpenSSH, written, read back and renamed, against sftp(1)", delivery(sftpStore, "sftp put")},
+	{"deliver-s3", "1 GiB over loopback to versitygw, proven by checksum or read back, against rclone", delivery(s3Store, "rclone")},
 	{"quiet-neighbour", "a quiet capture beside a flooded one loses nothing", quietNeighbour},
 	{"filter-1000", "a filter of a thousand hosts: installing it, and what a packet costs", filter1000},
 }

@@ -75,6 +75,12 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
+// openSSHRequest is how much one read or write request of ours is for at OpenSSH, in bytes:
+// half as many requests as with the 32 KiB that every server takes
+// (draft-ietf-secsh-filexfer-02, section 3). Its sftp-server.c has always taken messages of
+// 256 KiB, and read 64 KiB at once.
+const openSSHRequest = 64 << 10
+
 // handshake speaks SSH over conn, which is the session's when it succeeds.
 func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMethod, keys *hostKeys) (*session, error) {
 	conn.SetDeadline(time.Now().Add(s.env.Timeouts.Progress))
@@ -90,7 +96,11 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		return nil, s.handshakeError(ctx, err, keys)
 	}
 	client := ssh.NewClient(transport, channels, requests)
-	files, err := sftp.NewClient(client, sftp.UseFstat(true))
+	options := []sftp.ClientOption{sftp.UseFstat(true)}
+	if bytes.HasPrefix(transport.ServerVersion(), []byte("SSH-2.0-OpenSSH_")) {
+		options = append(options, sftp.MaxPacketUnchecked(openSSHRequest))
+	}
+	files, err := sftp.NewClient(client, options...)
 	if err != nil {
 		// A server that ends the channel and not the connection has no SFTP for us.
 		_, _, aliveErr := client.SendRequest("keepalive@openssh.com", true, nil)

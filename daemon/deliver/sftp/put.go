@@ -20,7 +20,7 @@ const (
 	extStatVFS  = "statvfs@openssh.com"
 )
 
-// writesUnderWay is how many write requests of 32 KiB are sent ahead of their answers.
+// writesUnderWay is how many write requests of 32 or 64 KiB are sent ahead of their answers.
 // An error may leave holes behind such writes: what was written is then deleted whole,
 // and even without an error it counts only once it has been read back.
 const writesUnderWay = 64
