@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sys/unix"
+
+	"capd/ctl/wire"
+	"capd/testbed"
+)
+
+// talkNoise is talkTo with payloads that do not compress.
+func talkNoise(t *testing.T, count int) []testbed.Message {
+	t.Helper()
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), talkPort)
+	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rnd := rand.New(rand.NewPCG(7, uint64(count)))
+	var sent []testbed.Message
+	for i := range count {
+		payload := fmt.Appendf(nil, "%06d", i)
+		for len(payload) < 1000 {
+			payload = append(payload, byte(rnd.Uint32()))
+		}
+		if _, err := c.Write(payload); err != nil {
+			t.Fatal(err)
+		}
+		sent = append(sent, testbed.Message{Protocol: "udp", Source: c.LocalAddr().(*net.UDPAddr).AddrPort(), Destination: to, Payload: payload})
+	}
+	return sent
+}
+
+// A compressed segment that a kill has cut is read by tshark as it is, and a sealed one
+// with the commands of docs/spool.md: up to the last whole piece.
+func TestCutSegmentsAreRead(t *testing.T) {
+	testbed.NeedCommand(t, "age", "zstd", "tshark")
+	key, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	identity := filepath.Join(dir, "key.txt")
+	if err := os.WriteFile(identity, []byte(key.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	to := destinations(t)[0]
+	toml := ""
+	for name, extra := range map[string]string{
+		"compressed": "compression = \"zstd\"\n",
+		"sealed":     fmt.Sprintf("encrypt_to = [%q]\n", key.Recipient()),
+		"both":       fmt.Sprintf("compression = \"zstd\"\nencrypt_to = [%q]\n", key.Recipient()),
+	} {
+		toml += fmt.Sprintf("[destination.%s]\n%s%s", name, to.profile, extra)
+	}
+	d := testbed.StartDaemon(t, "", toml)
+	open := map[string]string{
+		"compressed": "cat FILE > OUT.pcapng.zst; echo OUT.pcapng.zst",
+		"sealed":     "age -d -i KEY FILE > OUT.pcapng 2>OUT.log || true; echo OUT.pcapng",
+		"both":       "age -d -i KEY FILE 2>OUT.log > OUT.pcapng.zst || true; echo OUT.pcapng.zst",
+	}
+	ids := map[string]string{}
+	for name := range open {
+		ids[name] = d.Must("start", "-d", name, "-f", writeRequest(t))
+	}
+	sent := talkNoise(t, 800)
+	for _, id := range ids { // what is older than the flush interval is on the disk
+		deadline := time.Now().Add(time.Minute)
+		for _, bytes := spooled(t, d, id); bytes < 600_000; _, bytes = spooled(t, d, id) {
+			if time.Now().After(deadline) {
+				t.Fatalf("only %d bytes reach the disk", bytes)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	d.Kill()
+	d.Start()
+	for name, command := range open {
+		t.Run(name, func(t *testing.T) {
+			c := d.Await(ids[name], "complete", isComplete)
+			if len(c.Files) != 1 || !c.Files[0].Cut || !c.Files[0].Interrupted || c.Files[0].SHA256Plain != "" || c.StopReason != wire.StopInterrupted {
+				t.Fatalf("after the kill: %s %+v", c.StopReason, c.Files)
+			}
+			file := found(t, filepath.Join(to.root, "in", c.Host, c.ID))[c.Files[0].Name]
+			command = strings.NewReplacer("FILE", file, "KEY", identity, "OUT", filepath.Join(dir, name)).Replace(command)
+			readable := strings.TrimSpace(testbed.Run(t, "sh", "-c", command))
+			// tshark tells the packets, and in the end that the file is cut.
+			out, _ := exec.Command("tshark", "-n", "-r", readable, "-T", "fields", "-e", "udp.payload").Output()
+			packets := strings.Fields(string(out))
+			if len(packets) < len(sent)/2 || len(packets) > len(sent) {
+				t.Errorf("%d of %d packets can be read", len(packets), len(sent))
+			}
+			for i, p := range packets {
+				if p != fmt.Sprintf("%x", sent[i].Payload) {
+					t.Fatalf("packet %d is another", i)
+				}
+			}
+		})
+	}
+}
+
+// A file system is never filled: at limits.min_free_space the capture ends and says why.
+func TestMinFreeSpaceIsKept(t *testing.T) {
+	p := testbed.NewPair(t)
+	dir := t.TempDir()
+	const size, keep = 64 << 20, 20 << 20
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[spool]\ndir = %q\n[limits]\nspool_size = \"1gb\"\nmin_free_space = %d\nmax_packet_rate = 0\n", dir, keep))
+	t.Cleanup(func() { d.Stop() }) // before the file system goes
+	id := d.Must("start", "--hook", "prerouting", "--segment-size", "1gb")
+	if _, err := testbed.Inject(p.B, testbed.InjectOptions{Interface: "vb", Count: 60000, Length: 1400, Rate: 60000}); err != nil {
+		t.Fatal(err)
+	}
+	c := d.Await(id, "ended", func(c wire.Capture) bool { return c.Status != wire.StatusRunning })
+	checkCounts(t, c)
+	if c.StopReason != wire.StopNoSpace || c.Error == nil || !strings.Contains(c.Error.Message, "min_free_space") || c.Error.Hint == "" {
+		t.Errorf("%s: %+v", c.StopReason, c.Error)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < keep || c.Bytes.Written < (size-keep)/2 {
+		t.Errorf("%d bytes are free, %d are to be kept; %d were written", free, keep, c.Bytes.Written)
+	}
+	if r := d.Capctl("start"); r.Code != 6 || !strings.Contains(r.Stderr, "min_free_space") || !strings.Contains(r.Stderr, "hint:") {
+		t.Errorf("another start: %+v", r)
+	}
+}
