@@ -102,11 +102,11 @@ func measurePackets(p *metrics.Page, sum *totals) {
 	} {
 		p.One(m.name, metrics.Counter, m.help, float64(m.value))
 	}
-	p.Family("capd_packets_lost_total", metrics.Counter, "Packets lost: gaps in the kernel's numbering, after the last number, malformed, not written.")
+	p.Family("capd_packets_lost_total", metrics.Counter, "Packets lost: gaps in the kernel's numbering, after the last number, malformed, not written, no room in memory.")
 	for _, m := range []struct {
 		cause string
 		value uint64
-	}{{"sequence", sum.lost.Sequence}, {"tail", sum.lost.Tail}, {"decode", sum.lost.Decode}, {"write", sum.lost.Write}} {
+	}{{"sequence", sum.lost.Sequence}, {"tail", sum.lost.Tail}, {"decode", sum.lost.Decode}, {"write", sum.lost.Write}, {"spool", sum.lost.Spool}} {
 		p.Count(m.value, "cause", m.cause)
 	}
 	p.One("capd_captured_bytes_total", metrics.Counter, "Bytes of captured packets.", float64(sum.bytes))

@@ -125,11 +125,15 @@ func (t *totals) add(c wire.Capture, b batches) {
 	t.lost.Tail += p.LostBy.Tail
 	t.lost.Decode += p.LostBy.Decode
 	t.lost.Write += p.LostBy.Write
+	t.lost.Spool += p.LostBy.Spool
 	t.bytes += c.Bytes.Captured
 	for _, f := range c.Files {
-		if f.Status != wire.FileOpen {
+		if f.Status != wire.FileOpen && f.Status != wire.FileRemoved {
 			t.files += f.Bytes
 		}
+	}
+	if c.Removed != nil {
+		t.files += c.Removed.Bytes
 	}
 	t.batches.packets += b.packets
 	t.batches.datagrams += b.datagrams

@@ -426,5 +426,6 @@ const (
 	PathMetrics      = "/metrics"
 	PathEvents       = "/v1/events"
 	PathStream       = "/v1/stream"
+	PathOpenAPI      = "/v1/openapi.json"
 	PathModelAPI     = "/client/v4/accounts/"
 )

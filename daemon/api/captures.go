@@ -33,6 +33,7 @@ func (h *Handler) captureRoutes() []route {
 		{method: http.MethodGet, pattern: at(wire.PathStatus), needs: rightView, does: "see the status", serve: h.status},
 		{method: http.MethodGet, pattern: at(wire.PathDoctor), needs: rightView, does: "see the status", serve: h.doctor},
 		{method: http.MethodGet, pattern: at(wire.PathMetrics), needs: rightView, does: "see the metrics", serve: h.metrics},
+		{method: http.MethodGet, pattern: at(wire.PathOpenAPI), needs: rightView, does: "see the description", serve: h.openapi},
 	}
 }
 
