@@ -54,6 +54,11 @@ func TestExpressionRules(t *testing.T) {
 			"ip6 saddr 2001:db8::7 goto log",
 			"ip6 daddr 2001:db8::7 goto log",
 		}},
+		{"tcp dst port 80 or 443 or tcp dst portrange 8000-8999", "prerouting", []string{
+			"ip6 nexthdr tcp th dport { 80, 443, 8000-8999 } goto log",
+			"meta nfproto ipv6 return",
+			"ip protocol tcp ip frag-off & 8191 == 0 th dport { 80, 443, 8000-8999 } goto log",
+		}},
 		{"src net 10.0.0.0/8 and not icmp", "prerouting", []string{
 			"ip saddr 10.0.0.0/8 ip protocol != icmp goto log",
 		}},
@@ -109,6 +114,7 @@ var expressions = []string{
 	"net 10.0.0.0 mask 255.0.255.0", "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0", "ip[8] < 5 or ip6[7] < 5", "portrange 80-90",
 	"len > 100 and less 1000", "ip[0] & 0xf > 5", "ip[6:2] & 0x1fff != 0", "proto 6 or 17 or 47", "ip multicast or ip6 multicast",
 	"udp and (port 53 or port 5353) and not host 192.0.2.53", "ip[2:2] - 20 > 100", "ifname eth0", "tcp portrange 1-1023 and src net 192.0.2.0/24",
+	"port 80 or 443 or 8080 or portrange 9000-9999", "not port (22 or 53)", "tcp dst port 80 or 443 or tcp dst portrange 8000-8999",
 	"icmp[icmptype] = icmp-echo or icmp6[icmp6type] = icmp6-echo", "ip[12:4] > 0x0a000000", "not (host 10.0.0.1 or 10.0.0.2)", hosts(50),
 }
 

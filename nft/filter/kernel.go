@@ -131,8 +131,13 @@ func (a alternative) joined() form {
 		}
 		last = append(last, l)
 	}
-	if len(last) == 1 {
+	switch {
+	case len(last) == 1 && len(out) == 0:
+		return last[0]
+	case len(last) == 1:
 		return formAnd(append(out, last[0]))
+	case len(out) == 0:
+		return last
 	}
 	return formAnd(append(out, last))
 }

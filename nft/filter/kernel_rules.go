@@ -23,6 +23,10 @@ type writer struct {
 // the test is turned around, or what follows it gets a chain of its own.
 const maxRules = 3
 
+// maxMatches bounds how many tests stand in one rule. nf_tables allows a rule 128 expressions
+// (NFT_RULE_MAXEXPRS), and a test can need five.
+const maxMatches = 20
+
 // rules writes the graph from start on.
 func (g graph) rules(start place) []Chain {
 	w := &writer{graph: g, names: map[place]string{start: ""}, queue: []place{start}}
@@ -31,7 +35,7 @@ func (g graph) rules(start place) []Chain {
 		at := w.queue[0]
 		w.queue = w.queue[1:]
 		c := Chain{Name: w.names[at]}
-		for _, d := range w.from(at, miss, true) {
+		for _, d := range w.from(at, miss, 0) {
 			r := Rule{Matches: plain(d.matches)}
 			switch d.to {
 			case hit:
@@ -78,12 +82,13 @@ func (w *writer) size(at, next place) int {
 }
 
 // from writes the rules from a place on. Behind the last of them a packet goes on at
-// next. first tells that the place begins a chain, and cannot be left to one.
-func (w *writer) from(at, next place, first bool) []draft {
+// next. before is how many tests stand before it in the same rule; where there are none, the
+// place begins a chain and cannot be left to one.
+func (w *writer) from(at, next place, before int) []draft {
 	if at == next {
 		return nil
 	}
-	if at < 0 || !first && w.tests[at].ways > 1 {
+	if at < 0 || before > 0 && w.tests[at].ways > 1 {
 		return []draft{{to: at}}
 	}
 	t := w.tests[at]
@@ -102,11 +107,13 @@ func (w *writer) from(at, next place, first bool) []draft {
 	}
 	var inner []draft
 	switch {
-	case w.size(yes, behind) <= maxRules:
-		inner = w.from(yes, behind, false)
-	case no < 0 && t.safe:
+	case before < maxMatches && w.size(yes, behind) <= maxRules:
+		inner = w.from(yes, behind, max(before, 0)+1)
+	case before < maxMatches && no < 0 && t.safe:
 		// Turned around: what is not so goes to its verdict, and the rest follows.
-		return append([]draft{{[]literal{l.negation()}, no}}, w.from(yes, next, false)...)
+		return append([]draft{{[]literal{l.negation()}, no}}, w.from(yes, next, max(before, 1))...)
+	case yes < 0:
+		inner = []draft{{to: yes}}
 	default:
 		w.tests[yes].ways = 2 // a chain of its own
 		inner = []draft{{to: yes}}
@@ -121,7 +128,7 @@ func (w *writer) from(at, next place, first bool) []draft {
 		}
 		return append(out, draft{[]literal{l.negation()}, no}, draft{to: miss})
 	}
-	return append(out, w.from(no, next, false)...)
+	return append(out, w.from(no, next, max(before, 1))...)
 }
 
 // plain gives a rule's matches, without those that others of them imply.

@@ -134,8 +134,15 @@ func product(f form) [][]literal {
 			var next [][]literal
 			for _, a := range out {
 				for _, b := range right {
-					if both := append(slices.Clip(a), b...); !contradict(both) {
-						next = append(next, both)
+					switch {
+					case len(a) == 0:
+						next = append(next, b)
+					case len(a)+len(b) > maxMatches:
+						next = append(next, a) // the rest is left out
+					default:
+						if both := append(slices.Clip(a), b...); !contradict(both) {
+							next = append(next, both)
+						}
 					}
 				}
 			}
