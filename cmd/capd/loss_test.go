@@ -39,7 +39,7 @@ default_byte_limit = "30gb"
 max_captures = 1
 [ring]
 size = "16MiB"
-receive_buffer = "1MiB"
+receive_buffer = "16MiB"
 `
 
 // startInjected starts a capture of what Inject sends, once, as it arrives.
@@ -413,7 +413,7 @@ func (k *disk) thaw() {
 // to wait for its turn, because it is the least important process.
 func TestLossAtFullSpeed(t *testing.T) {
 	p := testbed.NewPair(t)
-	d := testbed.StartDaemon(t, p.B, strings.Replace(overloaded, `receive_buffer = "1MiB"`, `receive_buffer = "16MiB"`, 1))
+	d := testbed.StartDaemon(t, p.B, overloaded)
 	f := &flood{t: t, ns: p.B}
 	id := startInjected(t, d)
 	niceness(t, d.PID(), 19)
