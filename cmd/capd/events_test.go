@@ -86,6 +86,7 @@ func TestEventsToNobody(t *testing.T) {
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("%v, %v", resp, err)
 	}
+	defer resp.Body.Close()
 	for range 5 {
 		id := d.Must("start", "udp")
 		d.Must("stop", id)

@@ -62,7 +62,7 @@ func (c *Client) StartStream(ctx context.Context, req wire.StartRequest, o Strea
 // Events listens to what happens to captures from now on. It must be closed.
 func (c *Client) Events(ctx context.Context) (*Events, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	resp, err := c.do(ctx, http.MethodGet, wire.PathEvents, nil)
+	resp, err := c.do(ctx, http.MethodGet, wire.PathEvents, nil) //nolint:bodyclose // Events.Close does
 	if err != nil {
 		cancel()
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os/user"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -178,6 +179,7 @@ func TestStreamCutByTheClient(t *testing.T) {
 	d := fakeWithFiles(t)
 	d.stays = true
 	s := serve(t, d, Access{})
+	before := runtime.NumGoroutine()
 	for i := range 20 {
 		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://capd/v1/captures/%s/stream", testID), nil)
 		if err != nil {
@@ -192,6 +194,9 @@ func TestStreamCutByTheClient(t *testing.T) {
 		}
 		resp.Body.Close()
 		<-d.live.closed
+	}
+	if !eventually(func() bool { return runtime.NumGoroutine() <= before }) {
+		t.Errorf("%d goroutines, before %d", runtime.NumGoroutine(), before)
 	}
 }
 
