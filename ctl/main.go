@@ -20,22 +20,29 @@ import (
 // Main runs capctl with the arguments after the program's name and returns its exit
 // code. Where stdout or stderr is a terminal, tables fit it and colours are used.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return withSignals(func(ctx context.Context) int { return newApp(stdin, stdout, stderr).run(ctx, args) })
+}
+
+// withSignals does something that the first SIGINT or SIGTERM ends; a second finds the
+// default again, so that nothing can be too stuck for it.
+func withSignals(do func(context.Context) int) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	// The first signal ends what is under way; a second finds the default again, so that
-	// nothing can be too stuck for it.
 	context.AfterFunc(ctx, stop)
-	a := &app{
+	return do(ctx)
+}
+
+// newApp is a run in this process's surroundings.
+func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
+	return &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
 		getenv:  os.Getenv,
 		now:     time.Now,
 		zone:    time.Local,
 		signals: notify,
 		devices: "/sys/class/net",
-		nflog:   "/proc/net/netfilter/nfnetlink_log",
 		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second, watch: time.Second},
 	}
-	return a.run(ctx, args)
 }
 
 // app is one run of capctl: what it was given by the process, and its global flags.

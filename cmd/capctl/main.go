@@ -7,4 +7,10 @@ import (
 	"capd/ctl"
 )
 
-func main() { os.Exit(ctl.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	run := ctl.Main
+	if ctl.IsExtcap(os.Args[0]) {
+		run = ctl.Extcap
+	}
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
