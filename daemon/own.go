@@ -17,10 +17,11 @@ import (
 	"capd/nft/filter"
 )
 
-// ownLinger is how long a connection that has ended stays out of captures: its last
-// segments may come late, or again. It is what the kernel keeps a closed connection for
+// ownLinger is how long a connection that was closed stays out of captures: the kernel
+// goes on sending for 30 s at most (daemon/deliver, orphanTime), waits for the other
+// side's end for 60 s (tcp(7), tcp_fin_timeout), and answers late segments for 60 s more
 // (linux/include/net/tcp.h, TCP_TIMEWAIT_LEN).
-const ownLinger = 60 * time.Second
+const ownLinger = 150 * time.Second
 
 // maxOwnNoted is how many connections of capd's own one record lists.
 const maxOwnNoted = 100

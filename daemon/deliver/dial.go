@@ -140,7 +140,7 @@ func (d *Dialer) dialOne(ctx context.Context, remote netip.AddrPort, left int) (
 		release()
 		return nil, err
 	}
-	return &announcedConn{Conn: conn, release: release}, nil
+	return &announcedConn{TCPConn: conn.(*net.TCPConn), release: release}, nil
 }
 
 // notSentLow bounds what waits in the kernel before it is sent, in bytes: progress seen
@@ -264,15 +264,24 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// announcedConn says when it is over.
+// announcedConn is a TCP connection that says when it is over.
 type announcedConn struct {
-	net.Conn
+	*net.TCPConn
 	once    sync.Once
 	release func()
 }
 
+// orphanTime is how long the kernel goes on with what a closed connection still has to
+// send, in milliseconds.
+const orphanTime = 30_000
+
+// Close ends the connection and releases its flow. What it has not sent yet would take many
+// minutes on a dead link, long after that: so it is bounded.
 func (c *announcedConn) Close() error {
-	err := c.Conn.Close()
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = control(raw, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, orphanTime) })
+	}
+	err := c.TCPConn.Close()
 	c.once.Do(c.release)
 	return err
 }
@@ -280,11 +289,7 @@ func (c *announcedConn) Close() error {
 // moved is how many bytes the other side has acknowledged and how many have come from it
 // (tcp(7), TCP_INFO); 0 once the connection is closed.
 func (c *announcedConn) moved() (bytes uint64) {
-	tcp, ok := c.Conn.(*net.TCPConn)
-	if !ok {
-		return 0
-	}
-	raw, err := tcp.SyscallConn()
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0
 	}
