@@ -267,6 +267,8 @@ func nothingHere(c wire.Capture, open int) error {
 	switch {
 	case open > 0:
 		return e.withHint("capctl stop %s finishes the file that is being written", short(c.ID))
+	case c.Stream:
+		return e.withHint("it went live to whoever started it, and nothing is kept")
 	case len(c.Files) == 0:
 		return e.withHint("it has not captured any packet: capctl show %s", short(c.ID))
 	}

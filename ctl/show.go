@@ -103,7 +103,7 @@ func (a *app) printCaptureOn(s screen, b *strings.Builder, c wire.Capture) {
 	}
 
 	w.head("Packets asked for")
-	a.printRequest(w, c.StartRequest)
+	a.printRequest(w, c)
 	w.head("Times")
 	a.printTimes(w, c)
 	w.head("Limits")
@@ -111,7 +111,9 @@ func (a *app) printCaptureOn(s screen, b *strings.Builder, c wire.Capture) {
 	w.head("Counts")
 	printCounts(w, c)
 	w.head(fmt.Sprintf("Files (%d)", len(c.Files)))
-	if len(c.Files) == 0 {
+	if len(c.Files) == 0 && c.Stream {
+		w.row("none", "it is a live stream")
+	} else if len(c.Files) == 0 {
 		w.row("none", "yet")
 	}
 	for _, f := range c.Files {
@@ -134,7 +136,8 @@ func requesterText(r wire.Requester) string {
 	return text
 }
 
-func (a *app) printRequest(w sheet, r wire.StartRequest) {
+func (a *app) printRequest(w sheet, c wire.Capture) {
+	r := c.StartRequest
 	filter := r.Filter
 	if filter == "" && r.FilterV1 == nil {
 		filter = "none: every packet"
@@ -179,7 +182,11 @@ func (a *app) printRequest(w sheet, r wire.StartRequest) {
 		files = append(files, "only the newest "+count(uint64(*r.Ring)))
 	}
 	w.row("files", strings.Join(slices.DeleteFunc(files, func(s string) bool { return s == "" }), ", "))
-	w.row("destination", orElse(r.Destination, "none: kept here for capctl download"))
+	nowhere := "none: kept here for capctl download"
+	if c.Stream {
+		nowhere = "none: it went live to whoever started it, and nothing is kept"
+	}
+	w.row("destination", orElse(r.Destination, nowhere))
 }
 
 // flowText writes a flow by its ends.
