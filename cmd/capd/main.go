@@ -33,6 +33,10 @@ SIGUSR1 ends capd as soon as no capture runs, for its service manager to start t
 See capd(8) and capd.toml(5); captures are started with capctl(1).
 `
 
+// exitConfig is sysexits.h's EX_CONFIG: a start would fail again. A Go program that panics
+// or gets SIGABRT ends with 2, and is worth another start.
+const exitConfig = 78
+
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -74,7 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cfg, err := load()
 	if err != nil {
 		fmt.Fprintf(stderr, "capd: %v\n", err)
-		return 2
+		return exitConfig
 	}
 	if *check {
 		fmt.Fprintln(stdout, "the configuration is good")
