@@ -116,6 +116,9 @@ func (a *app) printCaptureOn(s screen, b *strings.Builder, c wire.Capture) {
 	} else if len(c.Files) == 0 {
 		w.row("none", "yet")
 	}
+	if r := c.Removed; r != nil {
+		w.row("removed", fmt.Sprintf("%s with %s, %s", plural(r.Files, "file", "files"), plural(r.Packets, "packet", "packets"), size(r.Bytes)))
+	}
 	for _, f := range c.Files {
 		a.printFile(w, f)
 	}
@@ -230,7 +233,11 @@ func (a *app) printLimits(w sheet, c wire.Capture) {
 		limit("packets", count(*c.PacketLimit), count(c.Packets.Captured), percent(float64(c.Packets.Captured), float64(*c.PacketLimit)))
 	}
 	if c.ByteLimit != nil && *c.ByteLimit > 0 {
-		limit("bytes", limitSize(*c.ByteLimit), size(c.Bytes.Written), percent(float64(c.Bytes.Written), float64(*c.ByteLimit)))
+		kept := c.Bytes.Written
+		if c.Removed != nil {
+			kept -= min(kept, c.Removed.Bytes) // the limit is for what a ring keeps
+		}
+		limit("bytes", limitSize(*c.ByteLimit), size(kept), percent(float64(kept), float64(*c.ByteLimit)))
 	}
 	w.row("on overload", c.OnOverload)
 }
@@ -271,6 +278,9 @@ func printCounts(w sheet, c wire.Capture) {
 		if p.LostBy.Write > 0 {
 			lost += " + not written " + count(p.LostBy.Write)
 		}
+		if p.LostBy.Spool > 0 {
+			lost += " + no room in the spool " + count(p.LostBy.Spool)
+		}
 		lost += fmt.Sprintf(" (%.2g%%)", 100*float64(p.Lost)/float64(told))
 	}
 	w.styled(st, "lost", lost)
@@ -300,6 +310,9 @@ func (a *app) printFile(w sheet, f wire.File) {
 	row("contents", plural(f.Packets, "packet", "packets")+", "+size(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
 	if f.First != nil && f.Last != nil {
 		row("packets", "from "+a.instant(f.First.Time)+" to "+a.instant(f.Last.Time))
+	}
+	if f.Stored > 0 {
+		row("stored", size(f.Stored)+" were not compressed, to keep up")
 	}
 	row("sha256", f.SHA256)
 	if f.SHA256Plain != f.SHA256 {
