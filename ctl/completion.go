@@ -71,6 +71,7 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
 		defer cancel()
+		a.completeOn()
 		captures, err := a.client().List(ctx, true)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -105,6 +106,24 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 	}
 }
 
+// completeOn has completion ask the first box that -H names, where ssh gets there without
+// a question.
+func (a *app) completeOn() {
+	if len(a.hosts) == 0 || a.box != nil {
+		return
+	}
+	boxes, err := a.boxes()
+	if err != nil || len(boxes) == 0 {
+		return
+	}
+	d := boxes[0].dialer
+	if len(d.Command) == 0 {
+		d.Command = []string{"ssh"}
+	}
+	d.Command = append(d.Command, "-o", "BatchMode=yes")
+	a.enter(boxes[0])
+}
+
 // completeDestination completes the names of profiles.
 func (a *app) completeDestination(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
@@ -116,6 +135,7 @@ func (a *app) completeDestination(cmd *cobra.Command, args []string, word string
 func (a *app) destinations(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
 	defer cancel()
+	a.completeOn()
 	list, err := a.client().Destinations(ctx)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -161,7 +181,7 @@ func (a *app) completeRequest(cmd *cobra.Command) {
 // completeInterface completes the interfaces of this machine.
 func (a *app) completeInterface(_ *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	entries, err := os.ReadDir(a.devices)
-	if err != nil {
+	if err != nil || len(a.hosts) > 0 { // those of another box are not known here
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var found []cobra.Completion

@@ -233,6 +233,14 @@ func TestFleet(t *testing.T) {
 		d.Await("enough", "finished", func(c wire.Capture) bool { return finished(c) })
 	}
 
+	// Completion asks the box, and knows the groups.
+	if out, _ := f.capctl(0, "__complete", "-H", "edge-2", "show", "enou"); !strings.Contains(out, "enough\tcomplete") {
+		t.Errorf("%s", out)
+	}
+	if out, _ := f.capctl(0, "__complete", "-H", "@"); !strings.Contains(out, "@edge\tgroup") || !strings.Contains(out, "@all\t") {
+		t.Errorf("%s", out)
+	}
+
 	// All at once on one screen; the terminal is 80×24.
 	f.capctl(0, "-q", "-H", "@edge", "start", "-n", "watched", "-f", request)
 	term := newTerminal(t, 80, 24, f.environment(), f.command("-H", "@all-of-them", "watch").Args...)

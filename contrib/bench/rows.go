@@ -49,6 +49,7 @@ var rows = []row{
 	{"deliver-s3", "1 GiB over loopback to versitygw, proven by checksum or read back, against rclone", delivery(s3Store, "rclone")},
 	{"quiet-neighbour", "a quiet capture beside a flooded one loses nothing", quietNeighbour},
 	{"filter-1000", "a filter of a thousand hosts: installing it, and what a packet costs", filter1000},
+	{"fleet", "capctl list on 50 boxes through ssh against ssh alone", fleet},
 }
 
 // bench is what rows work with.
