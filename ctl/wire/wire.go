@@ -327,10 +327,10 @@ type CheckStep struct {
 // Explain answers POST /v1/explain.
 type Explain struct {
 	Ruleset  string    `json:"ruleset"`
-	Kernel   string    `json:"kernel"`           // the part of the filter that the kernel matches
-	User     string    `json:"user"`             // the part that capd matches itself; "" = none
-	Hooks    []string  `json:"hooks"`            // with their priorities: "prerouting -450"
-	Reader   []string  `json:"reader,omitempty"` // what else is done to packets, in words
+	Kernel   string    `json:"kernel"` // the part of the filter that the kernel matches
+	User     string    `json:"user"`   // the part that capd matches itself; "" = none
+	Hooks    []string  `json:"hooks"`  // with their priorities: "prerouting -450"
+	Reader   []string  `json:"-"`      // what else is done to packets, in words: for people only
 	Warnings []Warning `json:"warnings"`
 }
 
