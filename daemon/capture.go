@@ -253,6 +253,7 @@ func (c *capture) supervise(r *running) {
 		rec.Bytes.Written += rec.Removed.Bytes
 	}
 	rec.Stopped, rec.StopReason = stopped, why.reason
+	c.d.meter.halted(why.reason) // with the record, so that the two never disagree
 	if rec.Stream {
 		rec.Bytes.Written = r.engine.live.written.Load()
 	}

@@ -393,8 +393,5 @@ func (d *Daemon) config() *config.Config { return d.cfg.Load() }
 // captureHalted is called once for each capture that ran, when its counts are final.
 func (d *Daemon) captureHalted(c *capture) {
 	d.endRenewing()
-	c.mu.Lock()
-	d.meter.halted(c.record.Capture.StopReason)
-	c.mu.Unlock()
 	d.deliver(c)
 }
