@@ -81,6 +81,11 @@ func Run(ctx context.Context, o Options) error {
 		// Whoever connects from now on waits at systemd's socket for the next capd, instead
 		// of being refused by this one.
 		_ = listener.Close()
+		if err == nil {
+			// What was accepted before that is known to the server from here on, so that
+			// Shutdown waits for it.
+			<-served
+		}
 	}
 	d.stopAll()
 	d.events.close()
