@@ -142,7 +142,7 @@ func (v *verifier) files(r *verified, dir string, names []string) error {
 func manifestsOf(names []string) []string {
 	var found []string
 	for _, name := range names {
-		if strings.HasSuffix(name, wire.ManifestName) || strings.HasSuffix(name, wire.ManifestName+".age") {
+		if strings.HasSuffix(name, wire.ManifestName) || strings.HasSuffix(name, wire.SealedManifestName) {
 			found = append(found, name)
 		}
 	}
@@ -164,6 +164,17 @@ func (v *verifier) capture(dir, manifest string, names, only []string, taken map
 		}
 	}
 	raw, plain, err := v.readManifest(c.Manifest)
+	if errors.Is(err, unseal.ErrSealed) {
+		// Who cannot open it can still tell that the box made it, and no more.
+		c.Error = err.Error()
+		c.Signature = v.signature(dir, []string{manifest + ".sig", prefix + wire.SignatureName}, raw, nil)
+		for _, name := range names {
+			if strings.HasPrefix(name, prefix) && strings.HasSuffix(name, ".age") {
+				taken[name] = true
+			}
+		}
+		return c
+	}
 	var m wire.Manifest
 	if err == nil {
 		if err = json.Unmarshal(plain, &m); err == nil && m.Capture.ID == "" {
@@ -217,7 +228,7 @@ func (v *verifier) readManifest(path string) (raw, plain []byte, err error) {
 	}
 	u, err := unseal.New(strings.NewReader(string(raw)), v.identities)
 	if errors.Is(err, unseal.ErrSealed) {
-		return nil, nil, fmt.Errorf("%w: --identity FILE", err)
+		return raw, nil, fmt.Errorf("%w: --identity FILE", err)
 	}
 	if err != nil {
 		return nil, nil, err

@@ -155,8 +155,8 @@ func TestVerifyDelivered(t *testing.T) {
 	}
 	verify(0, "--signers", public, sftp)
 	// Sealed, and side by side in one folder under names of their own.
-	if c := verify(0, s3).Captures[0]; c.Files[0].Inside || c.Files[0].Packets != nil {
-		t.Errorf("a sealed file was looked into without its key: %+v", c.Files[0])
+	if r := verify(1, "--signers", allowed, s3); len(r.Extra) > 0 || !strings.Contains(r.Captures[0].Error, "--identity") || r.Captures[0].Signature.Status != signedTrusted {
+		t.Errorf("a sealed capture without its key: %+v", r)
 	}
 	sealed := verify(0, "--identity", identity, s3).Captures[0]
 	total = 0

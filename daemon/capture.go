@@ -27,6 +27,8 @@ type record struct {
 	Capture  wire.Capture `json:"capture"`
 	Ruleset  string       `json:"ruleset"`
 	Manifest string       `json:"manifest,omitempty"` // "", spooled or delivered
+	// Sealed: the manifest is encrypted to the destination's recipients, as the files are.
+	Sealed bool `json:"sealed,omitempty"`
 	// InMemory: what is not delivered goes with the process.
 	InMemory bool `json:"in_memory,omitempty"`
 	// Gone: something that was to be delivered is on this box no more.

@@ -54,14 +54,39 @@ func (d *Daemon) deliver(c *capture) {
 	d.closingFilesLocked(c)
 }
 
-// closingFilesLocked delivers manifest and signature, one after the other.
+// manifestName is what the capture's manifest is called.
+func (r *record) manifestName() string {
+	if r.Sealed {
+		return wire.SealedManifestName
+	}
+	return wire.ManifestName
+}
+
+// makeManifest writes the manifest as it is to be delivered, and gives its bytes.
+func (d *Daemon) makeManifest(c *capture) ([]byte, error) {
+	data, err := d.buildManifest(&c.record)
+	if err != nil {
+		return nil, err
+	}
+	seal, err := newSealing(d.config().Destinations[c.record.Capture.Destination])
+	if err != nil {
+		return nil, err
+	}
+	if c.record.Sealed = len(seal.recipients) > 0; c.record.Sealed {
+		if data, err = seal.whole(data); err != nil {
+			return nil, err
+		}
+	}
+	return data, d.spool.WriteFile(c.id, c.record.manifestName(), data)
+}
+
+// closingFilesLocked delivers manifest and signature, one after the other. The signature
+// is of the manifest's bytes as they are delivered, so that who cannot open a sealed one
+// can check it all the same.
 func (d *Daemon) closingFilesLocked(c *capture) {
 	switch c.record.Manifest {
 	case "":
-		data, err := d.buildManifest(&c.record)
-		if err == nil {
-			err = d.spool.WriteFile(c.id, wire.ManifestName, data)
-		}
+		data, err := d.makeManifest(c)
 		var signature []byte
 		if err == nil {
 			signature, err = d.signer.sign(data)
@@ -71,19 +96,19 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 		}
 		if err != nil {
 			c.log.Error("make the manifest", "err", err)
-			c.failLocked(wire.ManifestName, err.Error())
+			c.failLocked(c.record.manifestName(), err.Error())
 			return
 		}
 		c.record.Manifest = manifestSpooled
-		d.enqueueLocked(c, wire.ManifestName, 0)
+		d.enqueueLocked(c, c.record.manifestName(), 0)
 	case manifestSpooled:
-		d.enqueueLocked(c, wire.ManifestName, 0)
+		d.enqueueLocked(c, c.record.manifestName(), 0)
 	case manifestSigning:
 		d.enqueueLocked(c, wire.SignatureName, 0)
 	case manifestDelivered:
 		if err := d.spool.RemoveFolder(c.id); err != nil {
 			c.log.Error("remove what was delivered", "err", err)
-			c.failLocked(wire.ManifestName, err.Error())
+			c.failLocked(c.record.manifestName(), err.Error())
 			return
 		}
 		c.finishLocked()
@@ -171,7 +196,7 @@ func (c *capture) delivered(name string, u deliver.Update) {
 			rec.Bytes.Delivered += rec.Files[i].Bytes
 		}
 		c.tellLocked(wire.EventFile, &rec.Files[i])
-	} else if name == wire.ManifestName || name == wire.SignatureName {
+	} else if name == c.record.manifestName() || name == wire.SignatureName {
 		c.noteClosingFile(name, u)
 	}
 	c.mu.Unlock()
@@ -211,7 +236,7 @@ func noteDelivery(f *wire.File, u deliver.Update) {
 // noteClosingFile follows the manifest and its signature, which are in no file list.
 func (c *capture) noteClosingFile(name string, u deliver.Update) {
 	switch {
-	case u.State == deliver.StateDelivered && name == wire.ManifestName:
+	case u.State == deliver.StateDelivered && name == c.record.manifestName():
 		c.record.Manifest = manifestSigning
 	case u.State == deliver.StateDelivered && name == wire.SignatureName:
 		c.record.Manifest = manifestDelivered

@@ -53,7 +53,7 @@ func (c *capture) interrupted() {
 	}
 	for _, name := range names {
 		known := slices.ContainsFunc(rec.Files, func(f wire.File) bool { return f.Name == name })
-		if known || name == wire.ManifestName || name == wire.SignatureName {
+		if known || name == c.record.manifestName() || name == wire.SignatureName {
 			continue
 		}
 		if ext := filepath.Ext(name); ext == ".zst" || ext == ".age" {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -85,6 +86,22 @@ func (s *sealing) encode(dst io.Writer) (spool.Encoder, error) {
 		e.top, e.frame = w, w
 	}
 	return e, nil
+}
+
+// whole seals data to the recipients, of which there must be some.
+func (s *sealing) whole(data []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w, err := age.Encrypt(&out, s.recipients...)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	if _, err := w.Write(data); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return out.Bytes(), nil
 }
 
 // encoding is a chain of writers, of which top is the first.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -27,6 +28,7 @@ type destination struct {
 	name, profile, root string
 	verified            string
 	start, stop         func()
+	identity            age.Identity // opens what is sealed
 }
 
 func destinations(t *testing.T) []destination {
@@ -34,9 +36,9 @@ func destinations(t *testing.T) []destination {
 	s3 := testbed.NewS3(t, testbed.S3Options{TLS: true})
 	return []destination{
 		{"soc", fmt.Sprintf("type = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nknown_hosts = %q\npath = \"in/{host}/{id}/{file}\"\n",
-			sshd.Address, sshd.User, sshd.PrivateKey, sshd.KnownHosts), sshd.Root, "readback", sshd.Start, sshd.Stop},
+			sshd.Address, sshd.User, sshd.PrivateKey, sshd.KnownHosts), sshd.Root, "readback", sshd.Start, sshd.Stop, nil},
 		{"evidence", fmt.Sprintf("type = \"s3\"\nendpoint = %q\nregion = %q\nbucket = %q\npath_style = true\nca_file = %q\naccess_key_id = %q\nsecret_access_key_file = %q\n",
-			s3.Endpoint, s3.Region, s3.Bucket, s3.CAFile, s3.AccessKeyID, s3.SecretFile), filepath.Join(s3.Root, s3.Bucket), "checksum", s3.Start, s3.Stop},
+			s3.Endpoint, s3.Region, s3.Bucket, s3.CAFile, s3.AccessKeyID, s3.SecretFile), filepath.Join(s3.Root, s3.Bucket), "checksum", s3.Start, s3.Stop, nil},
 	}
 }
 
@@ -89,9 +91,23 @@ func checkDelivered(t *testing.T, d *testbed.Daemon, c wire.Capture, to destinat
 	if c.Bytes.Delivered != delivered {
 		t.Errorf("delivered %d bytes, the record says %d", delivered, c.Bytes.Delivered)
 	}
-	text, err := os.ReadFile(there["manifest.json"])
+	name := wire.ManifestName
+	if to.identity != nil {
+		name = wire.SealedManifestName
+	}
+	text, err := os.ReadFile(there[name])
 	if err != nil {
 		t.Fatal(err)
+	}
+	signed := text
+	if to.identity != nil {
+		opened, err := age.Decrypt(bytes.NewReader(text), to.identity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err = io.ReadAll(opened); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var m struct {
 		Capd, Kernel, Ruleset string
@@ -112,7 +128,7 @@ func checkDelivered(t *testing.T, d *testbed.Daemon, c wire.Capture, to destinat
 		t.Fatal(err)
 	}
 	verify := exec.Command("ssh-keygen", "-Y", "verify", "-f", allowed, "-I", "box", "-n", "capd-manifest", "-s", there["manifest.json.sig"])
-	verify.Stdin = bytes.NewReader(text)
+	verify.Stdin = bytes.NewReader(signed)
 	if out, err := verify.CombinedOutput(); err != nil {
 		t.Errorf("ssh-keygen -Y verify: %v: %s", err, out)
 	}
@@ -297,6 +313,7 @@ func TestSealedSegments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	list[0].identity = key
 	d := testbed.StartDaemon(t, "", profiles(list, fmt.Sprintf("compression = \"zstd\"\nencrypt_to = [%q]\n", key.Recipient())))
 	id := d.Must("start", "-d", "soc", "-f", writeRequest(t))
 	sent := talkTo(t, 200)

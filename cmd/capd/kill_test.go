@@ -204,7 +204,11 @@ func (k *killing) judge() {
 				expected[path] = true
 			}
 		}
-		if len(there) != len(c.Files)+2 || there[wire.ManifestName] == "" || there[wire.SignatureName] == "" {
+		manifest := wire.ManifestName
+		if round.sealed() {
+			manifest = wire.SealedManifestName
+		}
+		if len(there) != len(c.Files)+2 || there[manifest] == "" || there[wire.SignatureName] == "" {
 			t.Errorf("capture %s: %v are there, the record has %+v", id, there, c.Files)
 		}
 		if c.StopReason == wire.StopInterrupted {

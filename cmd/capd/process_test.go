@@ -104,10 +104,10 @@ func TestTheDeliveryProcessHasAUserOfItsOwn(t *testing.T) {
 	keys := openFolder(t, deliverUID)
 	list := []destination{
 		{"soc", fmt.Sprintf("type = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nhost_key = %q\npath = \"in/{host}/{id}/{file}\"\n",
-			sshd.Address, sshd.User, ownedBy(t, keys, sshd.PrivateKey, deliverUID), sshd.HostKey), sshd.Root, "readback", sshd.Start, sshd.Stop},
+			sshd.Address, sshd.User, ownedBy(t, keys, sshd.PrivateKey, deliverUID), sshd.HostKey), sshd.Root, "readback", sshd.Start, sshd.Stop, nil},
 		{"evidence", fmt.Sprintf("type = \"s3\"\nendpoint = %q\nregion = %q\nbucket = %q\npath_style = true\nca_file = %q\naccess_key_id = %q\nsecret_access_key_file = %q\n",
 			s3.Endpoint, s3.Region, s3.Bucket, ownedBy(t, keys, s3.CAFile, deliverUID), s3.AccessKeyID, ownedBy(t, keys, s3.SecretFile, deliverUID)),
-			filepath.Join(s3.Root, s3.Bucket), "checksum", s3.Start, s3.Stop},
+			filepath.Join(s3.Root, s3.Bucket), "checksum", s3.Start, s3.Stop, nil},
 	}
 	socket := filepath.Join(openFolder(t, deliverUID), "deliver.sock")
 	d := testbed.StartDaemonWith(t, testbed.DaemonOptions{TOML: profiles(list, ""), UID: capdUID,

@@ -269,6 +269,7 @@ func (t Time) MarshalJSON() ([]byte, error) {
 // whole. SignatureNamespace is what `ssh-keygen -Y verify -n` is told.
 const (
 	ManifestName       = "manifest.json"
+	SealedManifestName = ManifestName + ".age" // where the destination seals
 	SignatureName      = ManifestName + ".sig"
 	SignatureNamespace = "capd-manifest"
 )
