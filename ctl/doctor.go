@@ -166,14 +166,16 @@ func (a *app) kernelFindings() []wire.Finding {
 	var out []wire.Finding
 	var has []string
 	for _, f := range features.List() {
-		switch {
-		case f.Err == nil:
+		if f.Err == nil {
 			has = append(has, f.Name)
-		case f.Needed:
-			out = append(out, wire.Finding{ID: "kernel." + f.Name, Level: wire.LevelError, Message: fmt.Sprintf("%v; it is for %s", f.Err, f.Gives), Hint: "load the module it names, or use a newer kernel"})
-		default:
-			out = append(out, wire.Finding{ID: "kernel." + f.Name, Level: wire.LevelWarning, Message: fmt.Sprintf("%v; it is for %s", f.Err, f.Gives), Hint: "load the module it names, or use a newer kernel"})
+			continue
 		}
+		level := wire.LevelWarning
+		if f.Needed {
+			level = wire.LevelError
+		}
+		out = append(out, wire.Finding{ID: "kernel." + f.Name, Level: level, Hint: "load the module it names, or use a newer kernel",
+			Message: fmt.Sprintf("%v; it is for %s: without it %s", f.Err, f.Gives, f.Without)})
 	}
 	if len(has) > 0 {
 		out = append(out, wire.Finding{ID: "kernel", Level: wire.LevelOK, Message: "the kernel has " + strings.Join(has, ", ")})

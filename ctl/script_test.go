@@ -174,7 +174,7 @@ func (s *script) run(want int, args []string) {
 		devices: "devices",
 		nflog:   "nfnetlink_log",
 		probe: func() (nft.Features, error) {
-			return nft.Features{Owner: errors.New("this kernel lacks tables with an owner"), Egress: errors.New("this kernel lacks netdev egress")}, nil
+			return nft.Features{Log: errors.New("this kernel lacks NFLOG"), Owner: errors.New("this kernel lacks tables with an owner"), Egress: errors.New("this kernel lacks netdev egress")}, nil
 		},
 		timing: timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
 	}

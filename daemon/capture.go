@@ -123,7 +123,7 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 			spec.Clocked = append(spec.Clocked, g.Number)
 		}
 	}
-	ruleset, err := nft.Ruleset(spec)
+	ruleset, err := d.table.Ruleset(spec)
 	if err != nil {
 		return nil, startProblem(err)
 	}
@@ -470,6 +470,10 @@ func startProblem(err error) error {
 	}
 	if w := writeFailure(err); w.reason == wire.StopNoSpace {
 		return &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: fmt.Sprintf("start capture: %v", err), Hint: noSpaceHint}
+	}
+	var lack *nft.Lack
+	if errors.As(err, &lack) {
+		return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeUnsupported, Message: fmt.Sprintf("start capture: %v", err), Hint: lack.Mend}
 	}
 	return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: fmt.Sprintf("start capture: %v", err)}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"capd/ctl/wire"
@@ -67,6 +68,38 @@ func (d *Daemon) warnings(p *plan) []wire.Warning {
 		out = append(out, wire.Warning{Code: h.Code, Message: h.Message})
 	}
 	return out
+}
+
+// codeRestored is the code of the warning that others have removed a capture's rules.
+const codeRestored = "rules_restored"
+
+// tellRestored notes in the records of captures that somebody else has removed their rules,
+// as is possible where the kernel has no tables with an owner, and ends those whose rules
+// are not back.
+func (d *Daemon) tellRestored(captures []*capture) {
+	restored := d.table.Restored()
+	for _, c := range captures {
+		why, removed := restored[c.id]
+		if !removed {
+			continue
+		}
+		c.mu.Lock()
+		r := c.running
+		if why == nil && r != nil {
+			c.log.Warn("somebody else has removed the capture's rules; they were put back")
+			if !slices.ContainsFunc(c.record.Capture.Warnings, func(w wire.Warning) bool { return w.Code == codeRestored }) {
+				c.warnLocked(wire.Warning{Code: codeRestored, Message: "somebody else removed capd's rules (nft flush ruleset?), which this kernel does not prevent: " +
+					"they were put back within a second or so, and the packets of that time are in no file and no count"})
+			}
+		}
+		c.mu.Unlock()
+		if why != nil && r != nil {
+			select {
+			case r.stop <- stopping{wire.StopError, why}:
+			default: // it is ending already
+			}
+		}
+	}
 }
 
 // explain is the plan in words. The groups stand for what the kernel will give.

@@ -151,6 +151,11 @@ func open(o Options) (*Daemon, error) {
 	if d.table, err = nft.Open(); err != nil {
 		return nil, fmt.Errorf("take the nftables table: %w", err)
 	}
+	for _, f := range d.table.Features().List() {
+		if f.Err != nil {
+			d.log.Warn("this kernel lacks something: "+f.Without, "feature", f.Name, "err", f.Err)
+		}
+	}
 	if err := tryRing(); err != nil {
 		return nil, errors.Join(err, d.table.Close())
 	}

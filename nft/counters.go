@@ -20,18 +20,19 @@ func (t *Table) Counters(id string) (Counters, error) {
 	if !ok {
 		return Counters{}, fmt.Errorf("nft: counters of %q: %w", id, ErrUnknown)
 	}
-	now, err := t.packets(c)
-	if err != nil {
-		return Counters{}, fmt.Errorf("nft: counters of capture %s: %w", id[:8], err)
+	if err := t.count(c); err != nil {
+		// Where others can remove the rules, that is what may have happened.
+		if again := t.ensure(); again == nil && t.lock != nil {
+			c = t.captures[id]
+			err = t.count(c)
+		}
+		if err != nil {
+			return Counters{}, fmt.Errorf("nft: counters of capture %s: %w", id[:8], err)
+		}
 	}
-	total := Counters{Matched: map[uint16]uint64{}}
+	total := Counters{Matched: map[uint16]uint64{}, Reset: c.reset}
 	for i := range c.counts {
 		n := &c.counts[i]
-		if now[i] < n.last {
-			n.lost += n.last
-			total.Reset = true
-		}
-		n.last = now[i]
 		sum := n.lost + n.last
 		switch n.role {
 		case countSeen:
@@ -48,6 +49,27 @@ func (t *Table) Counters(id string) (Counters, error) {
 		}
 	}
 	return total, nil
+}
+
+// count brings a capture's counts up to date. Those of a capture whose rules are gone stay
+// as they were read last.
+func (t *Table) count(c *capture) error {
+	if c.gone {
+		return nil
+	}
+	now, err := t.packets(c)
+	if err != nil {
+		return err
+	}
+	for i := range c.counts {
+		n := &c.counts[i]
+		if now[i] < n.last {
+			n.lost += n.last
+			c.reset = true
+		}
+		n.last = now[i]
+	}
+	return nil
 }
 
 // packets reads the counters of a capture's rules, in their order. Rules of one chain

@@ -15,7 +15,7 @@ import (
 // Hazard is something in the kernel because of which a capture sees less than its words
 // say. The capture still does its work.
 type Hazard struct {
-	Code    string // flowtable_bypass or nat_half_blind
+	Code    string // Hazard…
 	Message string
 }
 
@@ -23,6 +23,8 @@ type Hazard struct {
 const (
 	HazardFlowtable = "flowtable_bypass"
 	HazardNAT       = "nat_half_blind"
+	HazardNoSwitch  = "no_dead_man_switch"
+	HazardTwice     = "seen_twice"
 )
 
 // Hazards looks in the calling thread's network namespace for what would hide packets from
@@ -37,14 +39,16 @@ func Hazards(s Spec) ([]Hazard, error) {
 	return l.hazards(s)
 }
 
-// Hazards is as the function of this name, in the table's network namespace.
+// Hazards is as the function of this name, in the table's network namespace, and tells what
+// this kernel cannot do for the capture too.
 func (t *Table) Hazards(s Spec) ([]Hazard, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return nil, ErrClosed
 	}
-	return t.looker.hazards(s)
+	out, err := t.looker.hazards(s)
+	return append(out, t.features.hazards(s)...), err
 }
 
 // looker reads what others have set up in nftables. It takes messages apart by itself and

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // count is a rule whose counter is part of a capture's totals.
@@ -36,6 +37,9 @@ func (t *Table) Install(s Spec) error {
 			return fmt.Errorf("nft: install capture %s: it %w", s.ID[:8], ErrExists)
 		}
 	}
+	if err := t.ensure(); err != nil {
+		return fmt.Errorf("nft: install capture %s: %w", s.ID[:8], err)
+	}
 	if err := t.features.allow(s); err != nil {
 		return fmt.Errorf("nft: install capture %s: %w", s.ID[:8], err)
 	}
@@ -53,8 +57,7 @@ func (t *Table) install(s Spec) error {
 			return err
 		}
 	}
-	l := lacks{ipsec: t.features.IPsec != nil, vrf: t.features.VRF != nil}
-	rules, err := layout(s, devices, l)
+	rules, err := layout(s, devices, t.features.lacks())
 	if err != nil {
 		return err
 	}
@@ -86,6 +89,11 @@ func (t *Table) install(s Spec) error {
 		return err
 	}
 	if err := t.conn.Flush(); err != nil {
+		for f := range next {
+			if created := next[f].table != nil && t.tables[f].table == nil; created && errors.Is(err, unix.EEXIST) {
+				return t.refused(family(f), err)
+			}
+		}
 		return err
 	}
 	for _, p := range c.parts {
@@ -111,12 +119,14 @@ func (t *Table) drop() {
 // divided among share parts.
 func (t *Table) installTable(o owned, r tableRules, c *capture, share int) (owned, error) {
 	if o.table == nil {
-		o.table = t.conn.CreateTable(ownTable(r.family))
+		o.table = t.create(r.family)
 	}
 	low := &lowerer{conn: t.conn, table: o.table, fam: r.family, sets: map[string]*nftables.Set{}}
-	if o.alive == nil {
-		o.alive = newAlive(o.table)
-		low.add(o.alive, aliveElements())
+	if !o.used() {
+		if t.features.Timeout == nil {
+			o.alive = newAlive(o.table)
+			low.add(o.alive, aliveElements())
+		}
 		for i := range ownSets {
 			o.own[i] = newOwn(o.table, &ownSets[i])
 			low.add(o.own[i], t.ownElements(&ownSets[i]))
@@ -143,6 +153,7 @@ func (t *Table) installTable(o owned, r tableRules, c *capture, share int) (owne
 	}
 	for _, ch := range r.chains {
 		p.chains = append(p.chains, t.conn.AddChain(&nftables.Chain{Name: ch.name, Table: o.table}))
+		p.rules = append(p.rules, len(ch.rules))
 	}
 	add := func(ch *nftables.Chain, r rule) *nftables.Rule {
 		return t.conn.AddRule(&nftables.Rule{Table: o.table, Chain: ch, Exprs: low.rule(r), UserData: commentData(r.comment)})
@@ -239,6 +250,9 @@ func (t *Table) change(what, id string, collect, done func(*capture)) error {
 	if t.closed {
 		return ErrClosed
 	}
+	if err := t.ensure(); err != nil {
+		return fmt.Errorf("nft: %s capture %.8s: %w", what, id, err)
+	}
 	c, ok := t.captures[id]
 	if !ok {
 		return fmt.Errorf("nft: %s %q: %w", what, id, ErrUnknown)
@@ -309,10 +323,13 @@ func (t *Table) remove(c *capture) [2]owned {
 		if t.needed(p.family, c) {
 			continue
 		}
-		t.conn.DelSet(o.alive)
-		o.alive = nil
-		for _, s := range o.own {
+		if o.alive != nil {
+			t.conn.DelSet(o.alive)
+			o.alive = nil
+		}
+		for i, s := range o.own {
 			t.conn.DelSet(s)
+			o.own[i] = nil
 		}
 		if p.family == netdev {
 			t.conn.DelTable(o.table)

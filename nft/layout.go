@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"capd/nft/filter"
@@ -25,6 +26,14 @@ func (f family) String() string {
 		return "netdev"
 	}
 	return "inet"
+}
+
+// kernel is the family's number in netlink messages.
+func (f family) kernel() nftables.TableFamily {
+	if f == netdev {
+		return nftables.TableFamilyNetdev
+	}
+	return nftables.TableFamilyINet
 }
 
 // link is what filters have to expect at the hooks of the family.
@@ -99,8 +108,8 @@ const (
 	doGoto
 )
 
-// lacks tells what the kernel cannot match; rules that need it are left out.
-type lacks struct{ ipsec, vrf bool }
+// lacks tells what the kernel cannot do; rules that need it are left out.
+type lacks struct{ owner, timeout, ipsec, vrf bool }
 
 // Keys that only this package's own rules use.
 const (
@@ -389,8 +398,10 @@ func (b *builder) logChain(first, name string, groups []uint16) error {
 	}
 	zero := []filter.Span{{Lo: nativeUint32(0)}}
 	add(rule{count: countSeen}, "seen")
-	add(rule{matches: []filter.Match{{Key: keyAlive, Mask: nativeUint32(0), Op: filter.NotIn, Set: aliveSet}},
-		count: countStalled, verdict: doReturn}, "limited, capd does not answer")
+	if !b.lacks.timeout {
+		add(rule{matches: []filter.Match{{Key: keyAlive, Mask: nativeUint32(0), Op: filter.NotIn, Set: aliveSet}},
+			count: countStalled, verdict: doReturn}, "limited, capd does not answer")
+	}
 	if b.spec.Sample > 1 {
 		key := keyNumGen
 		if b.spec.SampleFlow {

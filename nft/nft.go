@@ -3,7 +3,8 @@
 //
 // There are two tables, `inet capd` and, while a capture uses ingress or egress, `netdev
 // capd`. Both have the owner flag: nobody else can change them, and they vanish with the
-// connection that made them, so that a killed capd leaves no rule behind.
+// connection that made them, so that a killed capd leaves no rule behind. What stands in
+// for the flag in older kernels is in unowned.go.
 //
 // A packet's way through the rules of one capture:
 //
@@ -85,8 +86,9 @@ type Counters struct {
 	Limited    uint64            // held back by Rate or by the dead-man switch
 	Stalled    uint64            // of Limited, those that the dead-man switch held back
 	Matched    map[uint16]uint64 // logged, by NFLOG group
-	// Reset tells that somebody set a counter back (nft reset rules): the totals go on
-	// from there, but what was counted between the last look and the reset is missing.
+	// Reset tells that somebody has set a counter back (nft reset rules) or removed the
+	// rules: the totals go on from there, but what was counted between the last look and
+	// that is missing.
 	Reset bool
 }
 

@@ -16,10 +16,25 @@ import (
 // openIn opens the table in a namespace for as long as the test lasts.
 func openIn(t testing.TB, ns string) *Table {
 	t.Helper()
+	return openInLacking(t, ns, "nothing")
+}
+
+// openLacking is Open in a kernel that lacks features, by their names.
+func openLacking(names string) (*Table, error) {
+	features, err := Probe()
+	if err != nil {
+		return nil, err
+	}
+	return openWith(features.without(names))
+}
+
+// openInLacking is openIn in a kernel that lacks features.
+func openInLacking(t testing.TB, ns, names string) *Table {
+	t.Helper()
 	testbed.NeedCommand(t, "nft", "ip")
 	var table *Table
 	testbed.In(t, ns, func() (err error) {
-		table, err = Open()
+		table, err = openLacking(names)
 		return err
 	})
 	t.Cleanup(func() {

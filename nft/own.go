@@ -91,6 +91,9 @@ func (t *Table) exclude(flow filter.Flow, change int) error {
 	if t.closed {
 		return ErrClosed
 	}
+	if err := t.ensure(); err != nil {
+		return fmt.Errorf("nft: exclude %s: %w", flow, err)
+	}
 	before := t.own[flow]
 	now := before + change
 	switch {
@@ -116,7 +119,7 @@ func (t *Table) changeOwn(flow filter.Flow, add bool) error {
 		version = 1
 	}
 	for _, o := range t.tables {
-		if o.alive == nil {
+		if !o.used() {
 			continue
 		}
 		change := t.conn.SetAddElements

@@ -15,19 +15,9 @@ import (
 	"capd/nft/filter"
 )
 
-// Features tells what this kernel can do: nil, or why not.
-type Features struct {
-	Owner   error // tables with an owner; without it there is no capture
-	Log     error // NFLOG from nftables; without it there is no capture
-	Timeout error // sets with timeouts, for the dead-man switch; without it there is no capture
-	Sample  error // numgen, for one in N packets
-	Flow    error // symhash, for one in N flows
-	Rate    error // limit objects
-	IPsec   error // meta ipsec and rt ipsec: without them Once cannot tell second passes
-	VRF     error // meta iifkind and fib: as IPsec
-	Ingress error // netdev ingress
-	Egress  error // netdev egress
-}
+// lacking names features, separated by commas, that Probe is not to find. Only the linker
+// sets it, for tests of what is different then (-ldflags "-X capd/nft.lacking=owner").
+var lacking string
 
 // Probe finds out, in the calling thread's network namespace, what the kernel can do. It
 // tries each thing in a transaction that deletes its own table again, so that nothing is
@@ -53,8 +43,9 @@ func Probe() (Features, error) {
 	matches := func(feature string, m ...filter.Match) error {
 		return p.try(feature, inet, nil, rule{matches: m})
 	}
-	return Features{
+	features := Features{
 		Owner: p.try("tables with an owner (Linux 5.12)", inet, nil),
+		Flows: p.try("sets of addresses with ports (NFT_SET_CONCAT, Linux 5.6)", inet, nil, rule{own: &ownSets[0]}, rule{own: &ownSets[1]}),
 		Log:   p.try("NFLOG (modules nft_log and nfnetlink_log)", inet, nil, rule{log: &logging{group: 1, threshold: 1, snaplen: 1}}),
 		Timeout: matches("sets with timeouts", filter.Match{Key: keyAlive, Mask: nativeUint32(0),
 			Op: filter.NotIn, Set: aliveSet}),
@@ -66,7 +57,8 @@ func Probe() (Features, error) {
 			filter.Match{Key: keyIIfKind, Values: []filter.Span{{Lo: []byte("vrf")}}}, filter.Match{Key: keyFibType, Values: one}),
 		Ingress: p.try("netdev ingress", netdev, &hook{name: "ingress", device: "lo"}),
 		Egress:  p.try("netdev egress (Linux 5.16)", netdev, &hook{name: "egress", device: "lo"}),
-	}, nil
+	}
+	return features.without(lacking), nil
 }
 
 // prober tries things out on a connection of its own.
@@ -75,16 +67,18 @@ type prober struct{ conn *nftables.Conn }
 // try makes a table of the family with a chain and the rules in it, and deletes it, all
 // in one transaction.
 func (p prober) try(feature string, f family, h *hook, rules ...rule) error {
-	table := ownTable(f)
+	// A table alone is to have an owner; with more in it, something else is tried.
+	table := newTable(f, len(rules) == 0 && h == nil)
 	table.Name = fmt.Sprintf("capd_probe_%d", os.Getpid())
-	if len(rules) > 0 || h != nil {
-		table.Flags = 0 // what is tried is something else
-	}
 	p.conn.CreateTable(table)
 	low := &lowerer{conn: p.conn, table: table, fam: f, sets: map[string]*nftables.Set{aliveSet: newAlive(table)}}
 	for _, r := range rules {
 		if slices.ContainsFunc(r.matches, func(m filter.Match) bool { return m.Set == aliveSet }) {
 			low.add(low.sets[aliveSet], aliveElements())
+		}
+		if r.own != nil {
+			low.sets[r.own.name] = newOwn(table, r.own)
+			low.add(low.sets[r.own.name], nil)
 		}
 		if r.rate != "" {
 			p.conn.AddObj(&nftables.NamedObj{Table: table, Name: r.rate, Type: nftables.ObjTypeLimit,
@@ -107,35 +101,6 @@ func (p prober) try(feature string, f family, h *hook, rules ...rule) error {
 		return fmt.Errorf("this kernel lacks %s: %w: %w", feature, errors.ErrUnsupported, err)
 	}
 	return low.err
-}
-
-// floor gives the first thing missing without which no capture is possible.
-func (f Features) floor() error {
-	for _, err := range []error{f.Owner, f.Log, f.Timeout} {
-		if err != nil {
-			return fmt.Errorf("nft: %w", err)
-		}
-	}
-	return nil
-}
-
-// allow gives the first thing missing that a capture needs.
-func (f Features) allow(s Spec) error {
-	for _, need := range []struct {
-		needed bool
-		err    error
-	}{
-		{s.Sample > 1 && !s.SampleFlow, f.Sample},
-		{s.Sample > 1 && s.SampleFlow, f.Flow},
-		{s.Rate > 0, f.Rate},
-		{slices.Contains(s.Hooks, "ingress"), f.Ingress},
-		{slices.Contains(s.Hooks, "egress"), f.Egress},
-	} {
-		if need.needed && need.err != nil {
-			return need.err
-		}
-	}
-	return nil
 }
 
 // CPUs gives the number of processors that the kernel may ever use, for Spec.CPUs:

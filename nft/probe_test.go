@@ -29,18 +29,31 @@ func TestLacking(t *testing.T) {
 	} {
 		bad := s
 		change(&bad)
-		if err := table.Install(bad); !errors.Is(err, errors.ErrUnsupported) {
+		err := table.Install(bad)
+		var lack *Lack
+		if !errors.Is(err, errors.ErrUnsupported) || !errors.As(err, &lack) || lack.Mend == "" {
 			t.Errorf("got %v", err)
 		}
+	}
+	if found, err := table.Hazards(s); err != nil || len(found) != 2 || found[0].Code != HazardTwice || found[1].Code != HazardTwice {
+		t.Errorf("rules that see packets twice: %+v, %v", found, err)
 	}
 	install(t, table, s) // with rules left out
 	if got := listRuleset(t, ns); strings.Contains(got, "ipsec") || strings.Contains(got, "vrf") {
 		t.Errorf("needs what is not there:\n%s", got)
 	}
-	for _, f := range []Features{{Owner: missing}, {Log: missing}, {Timeout: missing}} {
+	for _, f := range []Features{{Flows: missing}, {Log: missing}, {Owner: missing, Timeout: missing}} {
 		if err := f.floor(); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("got %v", err)
 		}
+	}
+	for _, f := range []Features{{Owner: missing}, {Timeout: missing}, table.features} {
+		if err := f.floor(); err != nil {
+			t.Errorf("got %v", err)
+		}
+	}
+	if got := (Features{Owner: missing, Timeout: missing}).List(); !slices.ContainsFunc(got, func(f Feature) bool { return f.Name == "timeout" && f.Needed }) {
+		t.Errorf("without an owner the dead-man switch is not needed: %+v", got)
 	}
 }
 
@@ -59,7 +72,7 @@ func TestProbe(t *testing.T) {
 		t.Errorf("left behind:\n%s", got)
 	}
 	out, err := exec.Command("ip", "netns", "exec", ns, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
-		"env", ownerEnv+"=1", "timeout", "5", os.Args[0]).CombinedOutput()
+		"env", ownerEnv+"=nothing", "timeout", "5", os.Args[0]).CombinedOutput()
 	if !strings.Contains(string(out), "CAP_NET_ADMIN") {
 		t.Errorf("without the capability: %s, %v", out, err)
 	}

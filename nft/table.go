@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"capd/nft/filter"
@@ -25,17 +26,22 @@ type Table struct {
 	captures map[string]*capture
 	own      map[filter.Flow]int // capd's own connections, and how often each was added
 	closed   bool
-	watching chan struct{} // closed when the goroutine that watches links has ended; nil = none
-	missed   error         // what it could not do since Missed was called last
+	lock     *netlink.Conn    // nil: the kernel keeps others away from the tables, see unowned.go
+	restored map[string]error // as Restored gives it
+	watching chan struct{}    // closed when the goroutine that watches links has ended; nil = none
+	missed   error            // what it could not do since Missed was called last
 }
 
 // owned is the state of one of the two tables.
 type owned struct {
 	table *nftables.Table  // nil: not there
-	alive *nftables.Set    // nil: no capture needs it
-	own   [2]*nftables.Set // as ownSets; there when alive is
+	alive *nftables.Set    // nil: no capture needs it, or the kernel has no timeouts
+	own   [2]*nftables.Set // as ownSets; nil: no capture needs them
 	bases []*base
 }
+
+// used tells whether a capture has rules in the table.
+func (o *owned) used() bool { return o.own[0] != nil }
 
 // base is a base chain and how many captures jump from it.
 type base struct {
@@ -50,6 +56,8 @@ type capture struct {
 	parts    []part
 	counts   []count
 	unhooked bool
+	reset    bool // as Counters.Reset
+	gone     bool // somebody removed the rules, and they are not back
 }
 
 // part is what a capture has in one table.
@@ -58,6 +66,7 @@ type part struct {
 	target string // as tableRules.target
 	jumps  []jump // empty after Unhook
 	chains []*nftables.Chain
+	rules  []int // how many each of chains has
 	sets   []*nftables.Set
 	rate   *rated // nil: no limit
 }
@@ -69,21 +78,35 @@ type jump struct {
 
 // Open takes the table `inet capd` in the calling thread's network namespace and holds
 // it until Close. ErrOwned says that another process has it (a second capd), ErrExists
-// that a table of this name without an owner is there. Open finds out first what the
+// that a table of this name is there that is not capd's. Open finds out first what the
 // kernel can do; where it lacks what every capture needs, the error says what.
 func Open() (*Table, error) {
 	features, err := Probe()
 	if err != nil {
 		return nil, err
 	}
+	return openWith(features)
+}
+
+// answers is how many bytes the kernel's answers to one transaction may take. The longest
+// expressions need some hundred KiB.
+const answers = 8 << 20
+
+// openWith is Open in a kernel that can do so much.
+func openWith(features Features) (*Table, error) {
 	if err := features.floor(); err != nil {
 		return nil, err
 	}
-	conn, err := nftables.New(nftables.AsLasting())
+	// The kernel answers to each part of a transaction, and all its answers wait in the
+	// socket until the whole was sent. What does not fit there is lost with ENOBUFS, and
+	// then nobody knows what was installed.
+	roomy := nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(answers) })
+	conn, err := nftables.New(nftables.AsLasting(), roomy)
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
 	}
-	t := &Table{conn: conn, features: features, captures: map[string]*capture{}, own: map[filter.Flow]int{}}
+	t := &Table{conn: conn, features: features, captures: map[string]*capture{}, own: map[filter.Flow]int{},
+		restored: map[string]error{}}
 	if err := t.open(); err != nil {
 		t.Close()
 		return nil, err
@@ -99,9 +122,17 @@ func (t *Table) open() error {
 	if t.looker, err = newLooker(); err != nil {
 		return err
 	}
-	table := t.conn.CreateTable(ownTable(inet))
+	if t.features.Owner != nil {
+		if t.lock, err = lockNamespace(); err != nil {
+			return err
+		}
+		if err := t.clear(); err != nil {
+			return err
+		}
+	}
+	table := t.create(inet)
 	if err := t.conn.Flush(); err != nil {
-		return t.refused(err)
+		return t.refused(inet, err)
 	}
 	t.tables[inet].table = table
 	t.watching = make(chan struct{})
@@ -109,18 +140,27 @@ func (t *Table) open() error {
 	return nil
 }
 
-func ownTable(f family) *nftables.Table {
-	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet, Flags: nftables.TableFlagOwner}
-	if f == netdev {
-		t.Family = nftables.TableFamilyNetdev
+// create puts a new table into the transaction, which fails where there is one.
+func (t *Table) create(f family) *nftables.Table {
+	table := t.conn.CreateTable(newTable(f, t.lock == nil))
+	if t.lock != nil {
+		t.conn.AddChain(&nftables.Chain{Name: markChain, Table: table})
+	}
+	return table
+}
+
+func newTable(f family, owner bool) *nftables.Table {
+	t := &nftables.Table{Name: tableName, Family: f.kernel()}
+	if owner {
+		t.Flags = nftables.TableFlagOwner
 	}
 	return t
 }
 
 // refused says why the kernel did not give us the table.
-func (t *Table) refused(err error) error {
-	name := fmt.Sprintf("%s %s", inet, tableName)
-	there, listErr := t.conn.ListTableOfFamily(tableName, nftables.TableFamilyINet)
+func (t *Table) refused(f family, err error) error {
+	name := fmt.Sprintf("%s %s", f, tableName)
+	there, listErr := t.conn.ListTableOfFamily(tableName, f.kernel())
 	switch {
 	case listErr == nil && there.Owner != 0:
 		return fmt.Errorf("nft: create table %s: %w (netlink port %d): is another capd running in this network namespace? %w",
@@ -143,6 +183,9 @@ func (t *Table) Renew() error {
 	defer t.mu.Unlock()
 	if t.closed {
 		return ErrClosed
+	}
+	if err := t.ensure(); err != nil {
+		return err
 	}
 	if err := t.renew(); err != nil {
 		return err
@@ -170,7 +213,7 @@ func (t *Table) renew() error {
 	return nil
 }
 
-// Close gives the tables up; the kernel deletes them at once, with all rules in them.
+// Close gives the tables up; they are deleted at once, with all rules in them.
 // It may be called more than once.
 func (t *Table) Close() error {
 	t.mu.Lock()
@@ -190,7 +233,13 @@ func (t *Table) Close() error {
 	if t.watching != nil {
 		<-t.watching
 	}
+	if t.lock != nil {
+		errs = append(errs, t.clear())
+	}
 	errs = append(errs, t.conn.CloseLasting())
+	if t.lock != nil {
+		errs = append(errs, t.lock.Close())
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("nft: close the tables: %w", err)
 	}

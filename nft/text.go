@@ -11,16 +11,21 @@ import (
 // only one, with counters at zero; `nft -f` accepts the text. It needs no rights and
 // touches nothing. Chains of ingress and egress stand for each name or pattern in
 // Interfaces as it is.
-func Ruleset(s Spec) (string, error) {
+func Ruleset(s Spec) (string, error) { return ruleset(s, lacks{}) }
+
+// Ruleset is as the function of this name, for this kernel: what it cannot do is left out.
+func (t *Table) Ruleset(s Spec) (string, error) { return ruleset(s, t.features.lacks()) }
+
+func ruleset(s Spec, l lacks) (string, error) {
 	s, err := s.check()
 	if err != nil {
 		return "", err
 	}
-	tables, err := layout(s, s.Interfaces, lacks{})
+	tables, err := layout(s, s.Interfaces, l)
 	if err != nil {
 		return "", fmt.Errorf("nft: capture %s: %w", s.ID[:8], err)
 	}
-	var w writer
+	w := writer{lacks: l}
 	for _, t := range tables {
 		w.table(t)
 	}
@@ -28,7 +33,11 @@ func Ruleset(s Spec) (string, error) {
 }
 
 // writer prints as nft does (nftables src/rule.c, src/statement.c).
-type writer struct{ strings.Builder }
+type writer struct {
+	strings.Builder
+	lacks lacks
+	parts bool // the table has some already
+}
 
 func (w *writer) line(depth int, format string, args ...any) {
 	w.WriteString(strings.Repeat("\t", depth))
@@ -37,11 +46,18 @@ func (w *writer) line(depth int, format string, args ...any) {
 }
 
 // gap separates the parts of a table.
-func (w *writer) gap() { w.WriteByte('\n') }
+func (w *writer) gap() {
+	if w.parts {
+		w.WriteByte('\n')
+	}
+	w.parts = true
+}
 
 func (w *writer) table(t tableRules) {
 	w.line(0, "table %s %s {", t.family, tableName)
-	w.line(1, "flags owner")
+	if w.parts = !w.lacks.owner; w.parts {
+		w.line(1, "flags owner")
+	}
 	if t.rate != nil {
 		w.gap()
 		w.line(1, "limit %s {", t.rate.name)
@@ -52,13 +68,15 @@ func (w *writer) table(t tableRules) {
 		w.line(2, "rate over %d/second%s", t.rate.perSecond, burst)
 		w.line(1, "}")
 	}
-	w.gap()
-	w.line(1, "set %s {", aliveSet)
-	w.line(2, "type mark")
-	w.line(2, "flags timeout")
-	w.line(2, "comment \"%s\"", aliveComment)
-	w.line(2, "elements = { 0x00000000 timeout %s }", RenewTimeout)
-	w.line(1, "}")
+	if !w.lacks.timeout {
+		w.gap()
+		w.line(1, "set %s {", aliveSet)
+		w.line(2, "type mark")
+		w.line(2, "flags timeout")
+		w.line(2, "comment \"%s\"", aliveComment)
+		w.line(2, "elements = { 0x00000000 timeout %s }", RenewTimeout)
+		w.line(1, "}")
+	}
 	for _, s := range ownSets {
 		w.gap()
 		w.line(1, "set %s {", s.name)
@@ -69,6 +87,10 @@ func (w *writer) table(t tableRules) {
 	for _, s := range t.sets {
 		w.gap()
 		w.set(s)
+	}
+	if w.lacks.owner {
+		w.gap()
+		w.chain(chain{name: markChain})
 	}
 	for _, c := range append(t.bases, t.chains...) {
 		w.gap()

@@ -21,41 +21,54 @@ import (
 	"capd/ctl/wire"
 )
 
-// binaries is where Build put capd and capctl, once a test process.
+// binaries is where Build put capd and capctl, once a test process, by what the kernel is
+// taken to lack.
 var binaries struct {
-	once sync.Once
-	dir  string
-	err  error
+	sync.Mutex
+	dirs map[string]string
 }
 
 // Build compiles capd and capctl as they are released (static) and gives their folder.
 // A test package that uses it calls Main from its TestMain, which deletes the folder.
 func Build(t testing.TB) string {
 	t.Helper()
-	binaries.once.Do(func() {
-		if binaries.dir, binaries.err = os.MkdirTemp("", "capd-bin-"); binaries.err != nil {
-			return
-		}
-		if binaries.err = os.Chmod(binaries.dir, 0o755); binaries.err != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-C", RepositoryRoot(t), "-o", binaries.dir, "capd/cmd/capd", "capd/cmd/capctl")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			binaries.err = fmt.Errorf("build capd: %w\n%s", err, out)
-		}
-	})
-	if binaries.err != nil {
-		t.Fatal(binaries.err)
+	return BuildLacking(t, "")
+}
+
+// BuildLacking is Build of a capd that takes its kernel for one that lacks features, by the names
+// that its status has for them, separated by commas.
+func BuildLacking(t testing.TB, lacking string) string {
+	t.Helper()
+	binaries.Lock()
+	defer binaries.Unlock()
+	if dir := binaries.dirs[lacking]; dir != "" {
+		return dir
 	}
-	return binaries.dir
+	dir, err := os.MkdirTemp("", "capd-bin-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-C", RepositoryRoot(t), "-o", dir, "-ldflags=-X=capd/nft.lacking="+lacking, "capd/cmd/capd", "capd/cmd/capctl")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		t.Fatalf("build capd: %v\n%s", err, out)
+	}
+	if binaries.dirs == nil {
+		binaries.dirs = map[string]string{}
+	}
+	binaries.dirs[lacking] = dir
+	return dir
 }
 
 // Main runs a package's tests and deletes what Build made.
 func Main(m *testing.M) int {
 	defer func() {
-		if binaries.dir != "" {
-			os.RemoveAll(binaries.dir)
+		for _, dir := range binaries.dirs {
+			os.RemoveAll(dir)
 		}
 	}()
 	return m.Run()
@@ -137,12 +150,15 @@ type DaemonOptions struct {
 	Env    []string // NAME=VALUE, beside the test's own
 	Prefix []string // a command that becomes capd, such as setpriv with its options
 	UID    int      // whom its folder belongs to
+	// Lacking names features (as capd's status does, separated by commas) that it is to take
+	// the kernel for lacking.
+	Lacking string
 }
 
 // StartDaemonWith is StartDaemon with more to choose.
 func StartDaemonWith(t testing.TB, o DaemonOptions) *Daemon {
 	t.Helper()
-	bin := Build(t)
+	bin := BuildLacking(t, o.Lacking)
 	dir, err := os.MkdirTemp("", "capd-test-")
 	if err != nil {
 		t.Fatal(err)
