@@ -307,7 +307,11 @@ func (a *app) printFile(w sheet, f wire.File) {
 	}
 	fmt.Fprintf(w.b, "  %s  %s\n", w.s.paint(bold, clean(f.Name)), w.s.paint(st, clean(status)))
 	row := func(name, value string) { w.row("  "+name, value) }
-	row("contents", plural(f.Packets, "packet", "packets")+", "+size(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
+	if f.Status == wire.FileOpen && f.Bytes == 0 { // its bytes are told when it is closed
+		row("contents", plural(f.Packets, "packet", "packets")+" so far")
+	} else {
+		row("contents", plural(f.Packets, "packet", "packets")+", "+size(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
+	}
 	if f.First != nil && f.Last != nil {
 		row("packets", "from "+a.instant(f.First.Time)+" to "+a.instant(f.Last.Time))
 	}

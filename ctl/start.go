@@ -153,7 +153,7 @@ func untilWhen(c wire.Capture) string {
 	if c.PacketLimit != nil && *c.PacketLimit > 0 {
 		limits = append(limits, "after "+plural(*c.PacketLimit, "packet", "packets"))
 	}
-	if c.ByteLimit != nil && *c.ByteLimit > 0 {
+	if c.ByteLimit != nil && *c.ByteLimit > 0 && (c.Ring == nil || *c.Ring == 0) { // a ring's bound ends nothing
 		limits = append(limits, "at "+limitSize(*c.ByteLimit))
 	}
 	return strings.Join(append(limits, "with capctl stop "+short(c.ID)), ", ")

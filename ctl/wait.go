@@ -19,7 +19,8 @@ type look struct {
 }
 
 // wait shows a capture's way until it is delivered, and returns it as it was last seen.
-// The first signal stops the capture, the second leaves it to capd.
+// The first signal stops the capture, the second leaves it to capd, as soon as capd has
+// heard of the first.
 func (a *app) wait(ctx context.Context, c wire.Capture, signals <-chan os.Signal) (wire.Capture, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
@@ -32,7 +33,7 @@ func (a *app) wait(ctx context.Context, c wire.Capture, signals <-chan os.Signal
 
 	p := a.newProgress()
 	p.show(c)
-	stopping := false
+	stopping, stopped := false, false
 	for !finished(c) {
 		select {
 		case l := <-looks:
@@ -53,8 +54,19 @@ func (a *app) wait(ctx context.Context, c wire.Capture, signals <-chan os.Signal
 		case <-signals:
 			if stopping {
 				p.end()
-				return c, failf("left before the capture was %s", before(c)).
-					withHint("capd goes on with it: capctl show %s", short(c.ID))
+				if !stopped { // what was asked for first is not taken back
+					select {
+					case err := <-stopErrs:
+						stopped = err == nil || isConflict(err)
+					case <-signals:
+					case <-time.After(a.timing.quick):
+					}
+				}
+				left := failf("left before the capture was %s", before(c))
+				if !stopped {
+					return c, left.withHint("capd has not said that it stops: capctl stop %s", short(c.ID))
+				}
+				return c, left.withHint("capd goes on with it: capctl show %s", short(c.ID))
 			}
 			stopping = true
 			p.say("stopping; Ctrl-C again leaves the delivery to capd")
@@ -64,7 +76,7 @@ func (a *app) wait(ctx context.Context, c wire.Capture, signals <-chan os.Signal
 				stopErrs <- err
 			})
 		case err := <-stopErrs:
-			if err != nil && !isConflict(err) {
+			if stopped = err == nil || isConflict(err); !stopped {
 				stopping = false // a further signal tries again
 				p.say("it could not be stopped: " + err.Error())
 			}

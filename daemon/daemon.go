@@ -94,6 +94,9 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 		}
 		d.spool.Release(1)
 	}
+	if err := p.checkInterfaces(); err != nil {
+		return nil, nil, err
+	}
 	submitted := now()
 	if p.request.Destination != "" && *p.request.Check {
 		if err := d.preflight(ctx, p.request.Destination); err != nil {

@@ -63,15 +63,36 @@ func (l *links) unframed(patterns []string) (string, error) {
 	}
 	for _, index := range slices.Sorted(maps.Keys(known)) {
 		found := known[index]
-		covered := slices.ContainsFunc(patterns, func(p string) bool {
-			stem, any := strings.CutSuffix(p, "*")
-			return p == found.name || any && strings.HasPrefix(found.name, stem)
-		})
+		covered := slices.ContainsFunc(patterns, func(p string) bool { return covers(p, found.name) })
 		if covered && !ring.EthernetDevice(found.hwType) {
 			return found.name, nil
 		}
 	}
 	return "", nil
+}
+
+// covers tells whether a pattern (a * at the end stands for any rest) stands for an interface.
+func covers(pattern, name string) bool {
+	stem, any := strings.CutSuffix(pattern, "*")
+	return pattern == name || any && strings.HasPrefix(name, stem)
+}
+
+// absent gives the patterns that stand for no interface here, and the names of those that
+// are here, in their order.
+func absent(patterns []string) (none, here []string, err error) {
+	known, err := listLinks()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, index := range slices.Sorted(maps.Keys(known)) {
+		here = append(here, known[index].name)
+	}
+	for _, p := range patterns {
+		if !slices.ContainsFunc(here, func(name string) bool { return covers(p, name) }) {
+			none = append(none, p)
+		}
+	}
+	return none, here, nil
 }
 
 // listLinks dumps the interfaces of this network namespace by rtnetlink(7).

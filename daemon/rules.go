@@ -9,6 +9,7 @@ import (
 
 	"capd/ctl/wire"
 	"capd/daemon/config"
+	"capd/nearest"
 	"capd/nft"
 	"capd/nft/filter"
 	"capd/ring"
@@ -56,6 +57,25 @@ func (p *plan) ringConfig(kernel nft.Spec, cfg *config.Config, sh *share) ring.C
 	return rc
 }
 
+// checkInterfaces refuses ingress and egress of an interface that is not here: there is
+// nothing to hang a chain on. With a * at the end it may still come.
+func (p *plan) checkInterfaces() error {
+	if !p.atNetdev() {
+		return nil
+	}
+	none, here, err := absent(p.request.Interfaces)
+	if err != nil {
+		return err
+	}
+	for _, name := range none {
+		if !strings.HasSuffix(name, "*") {
+			return invalid("interfaces", fmt.Sprintf("there is no interface %q here", name), nearest.Hint(name, here)+
+				fmt.Sprintf("; %q waits for it", name+"*"))
+		}
+	}
+	return nil
+}
+
 // warnings are what a person should know before the first packet: what in the kernel
 // makes the capture see less than its words say.
 func (d *Daemon) warnings(p *plan) []wire.Warning {
@@ -66,6 +86,14 @@ func (d *Daemon) warnings(p *plan) []wire.Warning {
 	}
 	for _, h := range found {
 		out = append(out, wire.Warning{Code: h.Code, Message: h.Message})
+	}
+	none, _, err := absent(p.request.Interfaces)
+	if err != nil {
+		d.log.Warn("cannot look for interfaces", "err", err)
+	}
+	if len(none) > 0 {
+		out = append(out, wire.Warning{Code: "no_interface", Message: fmt.Sprintf(
+			"no interface here is called %s: nothing is captured there until one is", strings.Join(none, ", "))})
 	}
 	return out
 }

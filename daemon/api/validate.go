@@ -98,11 +98,11 @@ func validateWhere(r *wire.StartRequest) *wire.Error {
 	}
 	for i, name := range r.Interfaces {
 		field := fmt.Sprintf("interfaces[%d]", i)
-		// net/core/dev.c, dev_valid_name.
 		plain := strings.TrimSuffix(name, "*")
 		if name == "" || len(plain) > 15 || plain == "." || plain == ".." || strings.ContainsAny(plain, "/:*") ||
-			strings.ContainsFunc(plain, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }) {
-			return invalid(field, fmt.Sprintf("%s: %s is not an interface", field, shown(name)), "1 to 15 characters without space, slash or colon; * at the end for a prefix")
+			strings.ContainsFunc(plain, unquotable) {
+			return invalid(field, fmt.Sprintf("%s: %s is not an interface", field, shown(name)),
+				`1 to 15 printable ASCII characters without space, slash, colon, " and \; * at the end for a prefix`)
 		}
 		if slices.Contains(r.Interfaces[:i], name) {
 			return invalid(field, fmt.Sprintf("%s: %s stands there twice", field, shown(name)), "leave one out")
@@ -122,6 +122,13 @@ func validateWhere(r *wire.StartRequest) *wire.Error {
 		}
 	}
 	return nil
+}
+
+// unquotable tells characters that nft's quoted strings cannot carry. The kernel takes
+// most of them in an interface's name (net/core/dev.c, dev_valid_name); * at the end still
+// reaches such an interface.
+func unquotable(c rune) bool {
+	return c > unicode.MaxASCII || !unicode.IsPrint(c) || strings.ContainsRune(" \"\\", c)
 }
 
 func validateNumbers(r *wire.StartRequest) *wire.Error {
