@@ -88,20 +88,12 @@ func Open() (*Table, error) {
 	return openWith(features)
 }
 
-// answers is how many bytes the kernel's answers to one transaction may take. The longest
-// expressions need some hundred KiB.
-const answers = 8 << 20
-
 // openWith is Open in a kernel that can do so much.
 func openWith(features Features) (*Table, error) {
 	if err := features.floor(); err != nil {
 		return nil, err
 	}
-	// The kernel answers to each part of a transaction, and all its answers wait in the
-	// socket until the whole was sent. What does not fit there is lost with ENOBUFS, and
-	// then nobody knows what was installed.
-	roomy := nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(answers) })
-	conn, err := nftables.New(nftables.AsLasting(), roomy)
+	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
 	}
