@@ -194,8 +194,6 @@ func (s *server) put(ctx context.Context, m message, f *os.File) (Result, error)
 		if err != nil {
 			return Result{}, Fail(ReasonLocal, err, "deliver %s", o.Path)
 		}
-	} else if o.SHA256, err = hashObject(ctx, f, o.Size); err != nil {
-		return Result{}, err
 	}
 	st, release, err := s.store(*m.Profile)
 	if err != nil {

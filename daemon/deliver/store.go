@@ -69,7 +69,7 @@ type Object struct {
 	Tag    string      // of the capture; tells temporary files of own earlier tries from others'
 	Body   io.ReaderAt // its bytes 0 to Size-1 do not change while a Put runs
 	Size   int64
-	SHA256 [32]byte          // of those bytes; a Put that reads others fails for good
+	SHA256 [32]byte          // of those bytes; a Put that reads others fails for good. Zero: not known, a Put learns it from what it sends
 	Sent   func(bytes int64) // told of progress, may be nil; bytes since the last call
 }
 

@@ -155,12 +155,18 @@ type Source struct {
 	pace  *Pace
 	watch *Watch
 	off   int64
-	sum   hash.Hash
+	sum   hash.Hash // nil: not hashed
 }
 
 // NewSource reads o from its beginning. pace and watch may be nil.
 func NewSource(ctx context.Context, o Object, pace *Pace, watch *Watch) *Source {
 	return &Source{ctx: ctx, o: o, pace: pace, watch: watch, sum: sha256.New()}
+}
+
+// NewUnhashedSource is NewSource for a server that itself compares what it gets with
+// o.SHA256 before it takes it. It has no Whole.
+func NewUnhashedSource(ctx context.Context, o Object, pace *Pace, watch *Watch) io.Reader {
+	return &Source{ctx: ctx, o: o, pace: pace, watch: watch}
 }
 
 // Read implements io.Reader.
@@ -182,7 +188,9 @@ func (s *Source) Read(b []byte) (int, error) {
 		}
 		return 0, Fail(ReasonLocal, err, "the file here cannot be read at byte %d", s.off+int64(n))
 	}
-	s.sum.Write(b)
+	if s.sum != nil {
+		s.sum.Write(b)
+	}
 	s.off += int64(n)
 	if s.watch != nil {
 		s.watch.Touch()
@@ -193,15 +201,17 @@ func (s *Source) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// Whole says whether all of the object was read and was what it should be.
-func (s *Source) Whole() error {
+// Whole says whether all of the object was read and was what it should be, and gives its
+// SHA-256.
+func (s *Source) Whole() ([32]byte, error) {
 	if s.off != s.o.Size {
-		return Fail(ReasonUnknown, nil, "only %d of %d bytes were sent", s.off, s.o.Size)
+		return [32]byte{}, Fail(ReasonUnknown, nil, "only %d of %d bytes were sent", s.off, s.o.Size)
 	}
-	if [32]byte(s.sum.Sum(nil)) != s.o.SHA256 {
-		return changed(s.o)
+	sum := [32]byte(s.sum.Sum(nil))
+	if s.o.SHA256 != [32]byte{} && sum != s.o.SHA256 {
+		return [32]byte{}, changed(s.o)
 	}
-	return nil
+	return sum, nil
 }
 
 func changed(o Object) *Error {
@@ -246,28 +256,28 @@ func (s *Sink) Write(b []byte) (int, error) {
 // Bytes is how many bytes came back.
 func (s *Sink) Bytes() int64 { return s.n }
 
-// Is says whether what came back is the object.
+// Is says whether what came back is the object, whose SHA-256 must be known.
 func (s *Sink) Is(o Object) bool { return s.n == o.Size && [32]byte(s.sum.Sum(nil)) == o.SHA256 }
 
 // Sum is the SHA-256 of what came back, in hexadecimal.
 func (s *Sink) Sum() string { return hex.EncodeToString(s.sum.Sum(nil)) }
 
-// hashObject reads all of an object to learn its SHA-256.
-func hashObject(ctx context.Context, body io.ReaderAt, size int64) ([32]byte, error) {
-	sum := sha256.New()
-	buf := make([]byte, 256<<10)
-	for off := int64(0); off < size; {
-		if ctx.Err() != nil {
-			return [32]byte{}, Fail(ReasonCanceled, context.Cause(ctx), "hash the file")
-		}
-		n, err := body.ReadAt(buf[:min(int64(len(buf)), size-off)], off)
-		if n == 0 {
-			return [32]byte{}, Fail(ReasonLocal, err, "the file here cannot be read at byte %d", off)
-		}
-		sum.Write(buf[:n])
-		off += int64(n)
+// Learn fills in the SHA-256, where it is not known yet, by reading all of the object: for
+// a comparison with what is at a destination already. What is sent needs it not, see
+// Source.Whole.
+func (o *Object) Learn(ctx context.Context, watch *Watch) error {
+	if o.SHA256 != [32]byte{} {
+		return nil
 	}
-	return [32]byte(sum.Sum(nil)), nil
+	silent := *o
+	silent.Sent = nil
+	src := NewSource(ctx, silent, nil, watch)
+	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{src}, make([]byte, 256<<10)); err != nil {
+		return err
+	}
+	sum, err := src.Whole()
+	o.SHA256 = sum
+	return err
 }
 
 // parseSHA256 reads 64 hexadecimal digits.

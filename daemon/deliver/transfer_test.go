@@ -24,7 +24,7 @@ func TestPaceKeepsToItsRate(t *testing.T) {
 		if n, err := io.Copy(io.Discard, src); n != o.Size || err != nil {
 			t.Fatal(n, err)
 		}
-		if err := src.Whole(); err != nil {
+		if _, err := src.Whole(); err != nil {
 			t.Error(err)
 		}
 		if took := time.Since(begun); took != 10*time.Second-burst {
@@ -114,7 +114,7 @@ func TestSourceRefusesAFileThatHasChanged(t *testing.T) {
 	src := NewSource(t.Context(), Object{Body: bytes.NewReader(data), Size: int64(len(data)), SHA256: sha256.Sum256([]byte("what was written"))}, nil, nil)
 	io.Copy(io.Discard, src)
 	var failure *Error
-	if err := src.Whole(); !errors.As(err, &failure) || failure.Reason != ReasonLocal {
+	if _, err := src.Whole(); !errors.As(err, &failure) || failure.Reason != ReasonLocal {
 		t.Errorf("got %v", err)
 	}
 	src = NewSource(t.Context(), Object{Body: bytes.NewReader(data), Size: 100}, nil, nil)

@@ -145,8 +145,14 @@ func (u *upload) look(ctx context.Context) (bool, error) {
 	}
 	exists := deliver.Fail(deliver.ReasonExists, nil, "%s is there already with other contents", u.url()).
 		WithHint("capd never replaces a file: move that one away, or put {id} into the profile's path")
+	if info.Size != u.o.Size {
+		return false, exists
+	}
+	if err := u.o.Learn(ctx, u.watch); err != nil {
+		return false, err
+	}
 	sum := metadata(info)
-	if info.Size != u.o.Size || sum != "" && sum != hex.EncodeToString(u.o.SHA256[:]) {
+	if sum != "" && sum != hex.EncodeToString(u.o.SHA256[:]) {
 		return false, exists
 	}
 	if sum == "" || u.s.p.Verify == deliver.VerifyReadback {
@@ -174,7 +180,8 @@ func metadata(info minio.ObjectInfo) string {
 	return ""
 }
 
-// md5 reads the object for its MD5, which the server wants before the first byte.
+// md5 reads the object for its MD5 and SHA-256, which the server wants before the first
+// byte.
 func (u *upload) md5(ctx context.Context) (string, error) {
 	sum := md5.New() // S3's Content-MD5; what proves the file is SHA-256
 	silent := u.o
@@ -184,7 +191,8 @@ func (u *upload) md5(ctx context.Context) (string, error) {
 	if _, err := io.CopyBuffer(sum, src, buf); err != nil {
 		return "", err
 	}
-	if err := src.Whole(); err != nil {
+	var err error
+	if u.o.SHA256, err = src.Whole(); err != nil {
 		return "", err
 	}
 	return base64.StdEncoding.EncodeToString(sum.Sum(nil)), nil
@@ -213,7 +221,7 @@ func (u *upload) send(ctx context.Context, md5Base64 string, lockDays int) (mini
 		o.SetMatchETagExcept("*")
 	}
 	u.watch.Touch()
-	b := &body{source: deliver.NewSource(ctx, u.o, u.s.up, u.watch), left: u.o.Size, sent: func() { u.watch.Expect(u.s.env.Timeouts.Settle) }}
+	b := &body{source: deliver.NewUnhashedSource(ctx, u.o, u.s.up, u.watch), left: u.o.Size, sent: func() { u.watch.Expect(u.s.env.Timeouts.Settle) }}
 	info, err := u.core.PutObject(ctx, u.s.p.Bucket, u.o.Path, b, u.o.Size, md5Base64, sum, o)
 	b.end()
 	u.watch.Expect(u.s.env.Timeouts.Progress)

@@ -75,11 +75,20 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
-// openSSHRequest is how much one read or write request of ours is for at OpenSSH, in bytes:
-// half as many requests as with the 32 KiB that every server takes
-// (draft-ietf-secsh-filexfer-02, section 3). Its sftp-server.c has always taken messages of
-// 256 KiB, and read 64 KiB at once.
-const openSSHRequest = 64 << 10
+// How much one read or write request of ours is for, in bytes. 32 KiB is what every server
+// takes (draft-ietf-secsh-filexfer-02, section 3). OpenSSH's sftp-server.c has always taken
+// messages of 256 KiB and read 64 KiB at once; since it has limits@openssh.com (8.5) it reads
+// 255 KiB (SFTP_MAX_READ_LENGTH). One that is asked for more reads less, and what is read
+// back would have holes.
+const (
+	anyRequest        = 32 << 10
+	openSSHRequest    = 64 << 10
+	newOpenSSHRequest = 255 << 10
+)
+
+// underWay is how many bytes of requests are sent ahead of their answers: the window
+// of either side (channels.h CHAN_SES_WINDOW_DEFAULT; x/crypto/ssh channelWindowSize).
+const underWay = 2 << 20
 
 // handshake speaks SSH over conn, which is the session's when it succeeds.
 func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMethod, keys *hostKeys) (*session, error) {
@@ -91,16 +100,22 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		User: s.p.User, Auth: auth, ClientVersion: "SSH-2.0-capd",
 		HostKeyCallback: keys.check, HostKeyAlgorithms: keys.algorithms,
 	}
-	transport, channels, requests, err := ssh.NewClientConn(conn, s.p.Address, config)
+	transport, channels, requests, err := ssh.NewClientConn(newStream(conn), s.p.Address, config)
 	if err != nil {
 		return nil, s.handshakeError(ctx, err, keys)
 	}
 	client := ssh.NewClient(transport, channels, requests)
-	options := []sftp.ClientOption{sftp.UseFstat(true)}
-	if bytes.HasPrefix(transport.ServerVersion(), []byte("SSH-2.0-OpenSSH_")) {
-		options = append(options, sftp.MaxPacketUnchecked(openSSHRequest))
+	files, err := sftp.NewClient(client, sftp.UseFstat(true))
+	request := anyRequest
+	if err == nil && bytes.HasPrefix(transport.ServerVersion(), []byte("SSH-2.0-OpenSSH_")) {
+		request = openSSHRequest
+		if _, ok := files.HasExtension(extLimits); ok {
+			request = newOpenSSHRequest
+		}
 	}
-	files, err := sftp.NewClient(client, options...)
+	if err == nil {
+		err = errors.Join(sftp.MaxPacketUnchecked(request)(files), sftp.MaxConcurrentRequestsPerFile(underWay/request)(files))
+	}
 	if err != nil {
 		// A server that ends the channel and not the connection has no SFTP for us.
 		_, _, aliveErr := client.SendRequest("keepalive@openssh.com", true, nil)

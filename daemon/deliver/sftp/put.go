@@ -17,13 +17,9 @@ import (
 const (
 	extFsync    = "fsync@openssh.com"
 	extHardlink = "hardlink@openssh.com"
+	extLimits   = "limits@openssh.com"
 	extStatVFS  = "statvfs@openssh.com"
 )
-
-// writesUnderWay is how many write requests of 32 or 64 KiB are sent ahead of their answers.
-// An error may leave holes behind such writes: what was written is then deleted whole,
-// and even without an error it counts only once it has been read back.
-const writesUnderWay = 64
 
 // putting is one Put on one connection.
 type putting struct {
@@ -73,6 +69,9 @@ func (p *putting) look(ctx context.Context) (bool, error) {
 	if info.Size() != p.o.Size {
 		return false, exists("with other contents")
 	}
+	if err := p.o.Learn(ctx, p.watch); err != nil {
+		return false, err
+	}
 	back, err := p.readBack(ctx, p.final)
 	if err != nil {
 		return false, err
@@ -120,10 +119,13 @@ func (p *putting) write(ctx context.Context) (deliver.Result, error) {
 		p.s.mu.Unlock()
 		return deliver.Result{}, err
 	}
-	src := deliver.NewSource(ctx, p.o, p.s.up, p.watch)
-	_, err = f.ReadFromWithConcurrency(src, writesUnderWay)
+	src := deliver.NewSource(ctx, p.o, p.s.up, p.watch) // hashes each byte as it is sent
+	// Several writes are under way at once (0: as many as the client has for a file). An
+	// error may leave holes behind them: what was written is then deleted whole, and even
+	// without an error it counts only once it has been read back.
+	_, err = f.ReadFromWithConcurrency(src, 0)
 	if err == nil {
-		err = src.Whole()
+		p.o.SHA256, err = src.Whole()
 	}
 	p.watch.Expect(p.s.env.Timeouts.Settle) // the server may be writing to a slow disk
 	if err == nil && p.c.offers(extFsync) {

@@ -62,6 +62,7 @@ func Run(t *testing.T, s Suite) {
 		{"files of every size arrive whole", s1},
 		{"a second delivery finds the first", s2},
 		{"a file with other contents is never replaced", s3},
+		{"a file whose hash is not known yet", unhashed},
 		{"writers of one name do not mix", s4},
 		{"several deliveries at once", s5},
 		{"a canceled delivery leaves nothing", s6},
@@ -227,6 +228,31 @@ func s3(t *testing.T, s Suite) {
 			t.Errorf("%s was left", path)
 		}
 	}
+}
+
+// unhashed is how a segment that was neither compressed nor sealed comes: its SHA-256 is
+// learned from what is sent.
+func unhashed(t *testing.T, s Suite) {
+	p := s.New(t)
+	known, data := Object(p.Prefix+"x/0001.pcapng", 3_000_000)
+	o := known
+	o.SHA256 = [32]byte{}
+	for _, there := range []bool{false, true} {
+		result, err := s.open(t, p.Profile).Put(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if result.SHA256 != hex.EncodeToString(known.SHA256[:]) || result.Bytes != known.Size || result.AlreadyThere != there {
+			t.Errorf("got %+v, want the SHA-256 %x", result, known.SHA256)
+		}
+	}
+	p.Remove(o.Path)
+	other := bytes.Clone(data)
+	other[len(other)/2] ^= 1
+	p.Plant(o.Path, other)
+	_, err := s.open(t, p.Profile).Put(t.Context(), o)
+	Failed(t, err, deliver.ReasonExists)
+	Holds(t, p, map[string][]byte{o.Path: other})
 }
 
 func s4(t *testing.T, s Suite) {
