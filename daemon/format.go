@@ -38,10 +38,12 @@ type encoder struct {
 	head   [ring.MaxHead]byte
 }
 
-// iface is one interface at one hook: what pcapng calls an interface.
+// iface is one interface at one hook, with packets that have the kernel's stamps or with
+// such that have none: what pcapng calls an interface.
 type iface struct {
 	index        uint32
 	family, hook uint8
+	stamped      bool
 	hwType       uint16
 	description  pcapng.Interface
 	captured     uint64
@@ -201,7 +203,7 @@ func (e *encoder) undescribe() {
 }
 
 func (i *iface) is(index uint32, p *ring.Packet) bool {
-	return i.index == index && i.hook == p.Hook && (i.family == p.Family || i.family != ring.FamilyNetdev && p.Family != ring.FamilyNetdev)
+	return i.index == index && i.hook == p.Hook && i.stamped == p.KernelTime && (i.family == p.Family || i.family != ring.FamilyNetdev && p.Family != ring.FamilyNetdev)
 }
 
 func (e *encoder) newIface(index uint32, p *ring.Packet) iface {
@@ -211,7 +213,7 @@ func (e *encoder) newIface(index uint32, p *ring.Packet) iface {
 		return iface{description: d}
 	}
 	l := e.links.get(index)
-	return iface{index: index, family: p.Family, hook: p.Hook, hwType: l.hwType, description: pcapng.Interface{
+	return iface{index: index, family: p.Family, hook: p.Hook, stamped: p.KernelTime, hwType: l.hwType, description: pcapng.Interface{
 		LinkType: uint16(e.link), Snaplen: e.stateSnaplen(), Name: l.name, Description: hookName(p), Filter: e.filter, Comment: stampComment(p),
 	}}
 }
@@ -240,10 +242,14 @@ func hookName(p *ring.Packet) string {
 }
 
 // stampComment says where the interface's timestamps come from, and how far they can be
-// from the truth. The bounds of the reader's clock are ring's (Clocked groups).
+// from the truth. The bounds of the reader's clock are ring's: of Clocked groups, and where
+// a kernel gives no stamp to a Stamped group's packet, of those.
 func stampComment(p *ring.Packet) string {
-	if p.KernelTime {
+	switch {
+	case p.KernelTime:
 		return "timestamps: the kernel's receive stamps"
+	case p.Family == ring.FamilyNetdev || p.Hook < ring.HookOutput:
+		return "timestamps: the reader's clock, late by up to 20 ms and in another order where packets came in on several CPUs; the kernel gave these no stamp"
 	}
 	return "timestamps: the reader's clock, late by up to 1 ms below 1000 packets/s and up to 10 ms above; the kernel has none at this hook"
 }

@@ -397,3 +397,44 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestUnstamped has Stamped groups whose packets come without NFULA_TIMESTAMP, as kernels
+// before Linux 6.6 may send them: they have the time of the read, marked as such, are held
+// for the other groups no longer than stamped ones, and a stamp that comes later is taken,
+// whatever form was learned before.
+func TestUnstamped(t *testing.T) {
+	bare := func(seq uint32, name string) []byte {
+		return synth{seq: seq, in: 1, payload: []byte(name)}.message()
+	}
+	r, conns, f := newFake(t, Config{Stamped: 2})
+	begin, wall := f.now, f.wall
+	conns[0].queue = [][]byte{datagram(bare(0, "a0"), bare(1, "a1"), bare(2, "a2"))}
+	var p Packet
+	last := wall
+	for i, want := range []string{"a0", "a1", "a2"} {
+		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
+		}
+		if p.KernelTime || p.Time < last || p.Time > f.wall {
+			t.Errorf("packet %d: time %d after %d, now %d; the kernel's: %v", i, p.Time, last, f.wall, p.KernelTime)
+		}
+		last = p.Time
+	}
+	if held := time.Duration(f.now - begin); held > 2*flushTimeout {
+		t.Errorf("held for %v", held)
+	}
+	stamp := f.wall - f.wall%1000
+	conns[0].queue = [][]byte{one(3, stamp, "a3"), bare(4, "a4")}
+	for i, want := range []string{"a3", "a4"} {
+		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
+		}
+		if p.KernelTime != (i == 0) || i == 0 && p.Time != stamp || i == 1 && p.Time < stamp {
+			t.Errorf("%s: time %d, stamped %d; the kernel's: %v", want, p.Time, stamp, p.KernelTime)
+		}
+	}
+	if n := r.Stats().Hurried; n != 0 {
+		t.Errorf("%d datagrams hurried", n)
+	}
+	checkAccount(t, r, 0, 4)
+}
