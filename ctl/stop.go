@@ -91,9 +91,40 @@ func finalCounts(c wire.Capture) string {
 	if c.Packets.Matched != nil {
 		matched = "matched " + count(*c.Packets.Matched) + " ="
 	}
-	return fmt.Sprintf("%s: %s captured %s + lost %s + discarded %s; %s in %s", name, matched,
-		count(c.Packets.Captured), count(c.Packets.Lost), count(c.Packets.Discarded),
-		size(c.Bytes.Written), plural(uint64(len(c.Files)), "file", "files"))
+	return fmt.Sprintf("%s: %s%s captured %s + lost %s + discarded %s; %s", name, seen(c.Packets), matched,
+		count(c.Packets.Captured), count(c.Packets.Lost), count(c.Packets.Discarded), written(c))
+}
+
+// seen says what of the packets that the filter took never reached capd; "" where nothing.
+func seen(p wire.Packets) string {
+	if p.Seen == nil || p.Matched == nil || p.SampledOut == nil || p.Limited == nil || *p.SampledOut+*p.Limited == 0 {
+		return ""
+	}
+	return fmt.Sprintf("seen %s = matched %s + sampled out %s + limited %s; ", count(*p.Seen), count(*p.Matched), count(*p.SampledOut), count(*p.Limited))
+}
+
+// limited says how many packets the box's rate held back; "" where none.
+func limited(p wire.Packets) string {
+	if p.Limited == nil || *p.Limited == 0 {
+		return ""
+	}
+	return ", " + plural(*p.Limited, "packet", "packets") + " held back by the box's packet rate"
+}
+
+// written says how much was written, and how much of that was let go: a capture lists
+// only some of those files (wire.RemovedListed).
+func written(c wire.Capture) string {
+	files, gone := uint64(len(c.Files)), ""
+	if c.Removed != nil && c.Removed.Files > 0 {
+		for _, f := range c.Files {
+			if f.Status == wire.FileRemoved {
+				files--
+			}
+		}
+		files += c.Removed.Files
+		gone = ", of which " + plural(c.Removed.Files, "was let go", "were let go")
+	}
+	return size(c.Bytes.Written) + " in " + plural(files, "file", "files") + gone
 }
 
 // retryCommand is capctl retry.

@@ -197,6 +197,7 @@ func (a *app) streamed(ctx context.Context, id string, count liveCount) {
 		if c.Packets.Lost > 0 {
 			text += ", " + plural(c.Packets.Lost, "packet", "packets") + " lost by the kernel"
 		}
+		text += limited(c.Packets)
 		if c.Packets.Captured > count.packets && count.whole {
 			text += ", " + plural(c.Packets.Captured-count.packets, "packet", "packets") + " not written because it was read too slowly"
 		}

@@ -147,7 +147,7 @@ func (a *app) outcome(c wire.Capture) error {
 	if c.Destination != "" {
 		done = "delivered"
 	}
-	a.note("%s: %s, %s in %s", done, packets, size(c.Bytes.Written), plural(uint64(len(c.Files)), "file", "files"))
+	a.note("%s: %s, %s%s", done, packets, written(c), limited(c.Packets))
 	if c.Packets.Lost > 0 {
 		e := &exitError{exit: exitLoss, message: fmt.Sprintf("%s, but %s of %s were lost", done,
 			plural(c.Packets.Lost, "packet", "packets"), count(c.Packets.Lost+c.Packets.Captured+c.Packets.Discarded))}

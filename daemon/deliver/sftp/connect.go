@@ -57,7 +57,15 @@ func (s *Store) connect(ctx context.Context, steps *deliver.Steps) (*session, er
 			if keys.nextKind(err) {
 				continue
 			}
-			return nil, keys.best(err)
+			err = keys.best(err)
+			var at *stepError
+			if errors.As(err, &at) && at.step != deliver.StepConnect {
+				ok(deliver.StepConnect, "%s answers", remote)
+				if at.step == deliver.StepAuthenticate {
+					ok(deliver.StepHostKey, "%s %s, as in %s", keys.seen.Type(), ssh.FingerprintSHA256(keys.seen), keys.from)
+				}
+			}
+			return nil, err
 		}
 		ok(deliver.StepConnect, "%s answers as %s", remote, c.server)
 		ok(deliver.StepHostKey, "%s %s, as in %s", keys.seen.Type(), ssh.FingerprintSHA256(keys.seen), keys.from)

@@ -53,6 +53,14 @@ func checked(t *testing.T, p deliver.Profile, failing string) wire.CheckStep {
 	if check.OK != (failing == "") || !check.OK && last.Step != failing {
 		t.Fatalf("want it to fail at %q, got %+v", failing, check)
 	}
+	for i, step := range []string{deliver.StepProfile, deliver.StepResolve, deliver.StepConnect, deliver.StepHostKey, deliver.StepAuthenticate} {
+		if i >= len(check.Steps) {
+			break
+		}
+		if check.Steps[i].Step != step {
+			t.Fatalf("step %d is not told: want %q, got %+v", i, step, check)
+		}
+	}
 	return last
 }
 

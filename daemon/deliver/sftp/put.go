@@ -318,7 +318,8 @@ func (p *putting) classify(ctx context.Context, err error) *deliver.Error {
 			WithHint("give %s the right to make files and folders below %s on the server", p.s.p.User, p.folder)
 	case errors.Is(err, fs.ErrNotExist):
 		// A name that vanished under our hands: another try settles it.
-		return deliver.Fail(deliver.ReasonUnknown, nil, "%s: a folder or file is not there any more", what)
+		return deliver.Fail(deliver.ReasonUnknown, nil, "%s: a folder or file is not there", what).
+			WithHint("see to it that folders can be made in %s on the server, and that nothing removes them meanwhile", p.s.p.Path)
 	case errors.As(err, &status):
 		return p.classifyStatus(ctx, err, status, what)
 	}
