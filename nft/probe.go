@@ -45,7 +45,7 @@ func Probe() (Features, error) {
 	}
 	features := Features{
 		Owner: p.try("tables with an owner (Linux 5.12)", inet, nil),
-		Flows: p.try("sets of addresses with ports (NFT_SET_CONCAT, Linux 5.6)", inet, nil, rule{own: &ownSets[0]}, rule{own: &ownSets[1]}),
+		Flows: p.try("sets of addresses with ports (NFT_SET_CONCAT, Linux 5.7)", inet, nil, rule{own: &ownSets[0]}, rule{own: &ownSets[1]}),
 		Log:   p.try("NFLOG (modules nft_log and nfnetlink_log)", inet, nil, rule{log: &logging{group: 1, threshold: 1, snaplen: 1}}),
 		Timeout: matches("sets with timeouts", filter.Match{Key: keyAlive, Mask: nativeUint32(0),
 			Op: filter.NotIn, Set: aliveSet}),
