@@ -263,4 +263,5 @@ func (d *Daemon) close() {
 	if err := d.table.Close(); err != nil {
 		d.log.Error("give up the nftables table", "err", err)
 	}
+	d.spool.Close()
 }

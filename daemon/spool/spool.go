@@ -28,6 +28,7 @@ type Spool struct {
 	segments string
 	memory   *memoryFiles // nil: segments lie on the disk
 	used     atomic.Int64 // bytes in segments, as admitted and not given back
+	locks    []*os.File   // the folders, open
 }
 
 // idPattern is what a capture's id looks like; nothing else is ever joined to a path.
@@ -39,7 +40,8 @@ var namePattern = regexp.MustCompile(`^[0-9a-z][0-9a-zA-Z._-]{0,79}$`)
 // Open makes the folders (mode 0700) where they are missing: records under
 // stateDir/captures, segments under segmentDir. With inMemory no segment is ever written
 // below segmentDir, which is not made; what an earlier life has left there is still found.
-func Open(stateDir, segmentDir string, inMemory bool) (*Spool, error) {
+// Folders that another process has opened so are refused, until it ends or calls Close.
+func Open(stateDir, segmentDir string, inMemory bool) (_ *Spool, err error) {
 	s := &Spool{records: filepath.Join(stateDir, "captures"), segments: segmentDir}
 	dirs := []string{stateDir, s.records}
 	if inMemory {
@@ -50,6 +52,16 @@ func Open(stateDir, segmentDir string, inMemory bool) (*Spool, error) {
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	for _, dir := range dirs {
+		if err := s.lock(dir); err != nil {
+			return nil, err
 		}
 	}
 	if err := s.sweep(); err != nil {

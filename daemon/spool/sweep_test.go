@@ -3,6 +3,7 @@ package spool
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -29,9 +30,18 @@ func TestUnfinishedFilesAreSwept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Open(dir, filepath.Join(dir, "spool"), false); err != nil {
+	if _, err := Open(dir, filepath.Join(dir, "spool"), false); err == nil || !strings.Contains(err.Error(), "in use by another capd") {
+		t.Errorf("two at once in %s: %v", dir, err)
+	}
+	if _, err := Open(t.TempDir(), filepath.Join(dir, "spool"), false); err == nil || !strings.Contains(err.Error(), "in use by another capd") {
+		t.Errorf("two at once in one spool: %v", err)
+	}
+	s.Close()
+	again, err := Open(dir, filepath.Join(dir, "spool"), false)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer again.Close()
 	for _, path := range half {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is still there: %v", path, err)
