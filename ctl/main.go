@@ -41,6 +41,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 		zone:    time.Local,
 		signals: notify,
 		devices: "/sys/class/net",
+		nflog:   "/proc/net/netfilter/nfnetlink_log",
 		timing:  timing{poll: 500 * time.Millisecond, plain: 10 * time.Second, patience: time.Minute, quick: 30 * time.Second, watch: time.Second},
 	}
 }

@@ -1,8 +1,10 @@
 package testbed
 
 import (
+	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +27,13 @@ func NewDisk(t testing.TB, folder string, stop, start, prepare func()) *Disk {
 	}
 	t.Cleanup(func() {
 		stop()
-		if err := unix.Unmount(folder, 0); err != nil {
+		// A session of the server may outlive it for a moment.
+		deadline := time.Now().Add(20 * time.Second)
+		err := unix.Unmount(folder, 0)
+		for ; errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = unix.Unmount(folder, 0) {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})

@@ -225,7 +225,8 @@ func (k *killing) judge() {
 			if f.Cut {
 				cut++
 			}
-			if f.Interrupted && (i != len(c.Files)-1 || c.StopReason != wire.StopInterrupted) || f.Cut && !round.sealed() {
+			// The open one, and before it one that was being closed.
+			if f.Interrupted && (i < len(c.Files)-2 || c.StopReason != wire.StopInterrupted) || f.Cut && !round.sealed() {
 				t.Errorf("capture %s: %+v", id, f)
 			}
 			if n, ok := round.closed[f.Name]; ok && (f.Interrupted || n != f.Packets) {
@@ -237,7 +238,10 @@ func (k *killing) judge() {
 		packets += len(numbers)
 		slices.Sort(numbers) // the sender changes CPUs, and output has no kernel's stamps
 		for i := 1; i < len(numbers); i++ {
-			if numbers[i] != numbers[i-1]+1 {
+			// A kill takes what was being put in order with it: of two packets that came over
+			// two CPUs, the later may have been written already.
+			const inOrdering = 512
+			if cutOff := c.StopReason == wire.StopInterrupted && numbers[i] > numbers[len(numbers)-1]-inOrdering; numbers[i] != numbers[i-1]+1 && (!cutOff || numbers[i] == numbers[i-1]) {
 				t.Errorf("capture %s: packet %d is followed by %d", id, numbers[i-1], numbers[i])
 			}
 		}
