@@ -70,8 +70,8 @@ func (c *capture) interrupted() {
 			rec.Files = append(rec.Files, wire.File{Name: name, Status: wire.FileFailed, Interrupted: true, Error: err.Error()})
 			continue
 		}
-		if segment.Packets == 0 && (segment.Bytes == 0 || len(rec.Files) > 0) {
-			c.removeEmpty(name) // a kill just after it was begun
+		if segment.Packets == 0 {
+			c.removeEmpty(name) // a kill just after it was begun: no reader takes a head alone
 			continue
 		}
 		f := wireFile(segment)
