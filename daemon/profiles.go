@@ -44,13 +44,16 @@ func CheckConfig(cfg *config.Config) error {
 		}
 	}
 	if least := wire.Size(cfg.Limits.MaxCaptures * leastRing); cfg.Ring.Size > 0 && cfg.Ring.Size < least {
-		refuse("capd.toml", 0, "ring.size", "%s is too little for limits.max_captures = %d: write at least %d, or fewer captures", cfg.Ring.Size, cfg.Limits.MaxCaptures, least)
+		refuse("capd.toml", 0, "ring.size", "%s is too little for limits.max_captures = %d: write at least %s, or fewer captures", cfg.Ring.Size, cfg.Limits.MaxCaptures, mebibytes(least))
 	}
 	if least := wire.Size(cfg.Limits.MaxCaptures * leastRecv); cfg.Ring.ReceiveBuffer > 0 && cfg.Ring.ReceiveBuffer < least {
-		refuse("capd.toml", 0, "ring.receive_buffer", "%s is too little for limits.max_captures = %d: write at least %d, or fewer captures", cfg.Ring.ReceiveBuffer, cfg.Limits.MaxCaptures, least)
+		refuse("capd.toml", 0, "ring.receive_buffer", "%s is too little for limits.max_captures = %d: write at least %s, or fewer captures", cfg.Ring.ReceiveBuffer, cfg.Limits.MaxCaptures, mebibytes(least))
 	}
 	return errors.Join(errs...)
 }
+
+// mebibytes writes a size as a configuration would, rounded up.
+func mebibytes(n wire.Size) string { return fmt.Sprintf("%dMiB", (n+1<<20-1)>>20) }
 
 func destinationNames(cfg *config.Config) []string {
 	names := make([]string, 0, len(cfg.Destinations))

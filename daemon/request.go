@@ -216,7 +216,11 @@ func (p *plan) compile(*config.Config) *wire.Error {
 		p.filter = filter.And(p.filter, f)
 	}
 	if err := p.divide(); err != nil {
-		return filterError(err)
+		refused := filterError(err)
+		if p.bare != "" && errors.Is(err, filter.ErrNoLinkLayer) { // it cannot say which device has none
+			refused.Hint = fmt.Sprintf("%s has no Ethernet header: capture at other interfaces, without it", p.bare)
+		}
+		return refused
 	}
 	for _, x := range r.Exclude {
 		// The api room has seen to it that these are addresses, or empty.

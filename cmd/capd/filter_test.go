@@ -421,4 +421,7 @@ func TestOtherLinks(t *testing.T) {
 	if r := d.Capctl("start", "-i", "t*", "--link-type", "ethernet"); r.Code == 0 || !strings.Contains(r.Stderr, "tun0") {
 		t.Errorf("ethernet on a tunnel: %+v", r)
 	}
+	if r := d.Capctl("start", "-i", "*", "arp"); r.Code != 2 || !strings.Contains(r.Stderr, "hint: tun0 has no Ethernet header") {
+		t.Errorf("arp on a tunnel: %+v", r)
+	}
 }

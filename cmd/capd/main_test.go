@@ -21,6 +21,10 @@ func TestCommandLine(t *testing.T) {
 	if err := os.WriteFile(good, []byte("[limits]\nmax_captures = 3\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	small := dir + "/small.toml"
+	if err := os.WriteFile(small, []byte("[ring]\nsize = '16MiB'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args   string
 		code   int
@@ -31,6 +35,7 @@ func TestCommandLine(t *testing.T) {
 		{"--help", 0, "", []string{"usage: capd"}},
 		{"--check-config --config " + good, 0, "the configuration is good\n", nil},
 		{"--check-config --config " + bad, 78, "", []string{"bad.toml:2", "max_capturs", "max_captures"}},
+		{"--check-config --config " + small, 78, "", []string{"ring.size: 16MiB is too little for limits.max_captures = 16: write at least 18MiB, or fewer captures"}},
 		{"--config " + bad, 78, "", []string{"bad.toml:2"}},
 		{"--config " + dir + "/none.toml", 78, "", []string{"none.toml"}},
 		{"start", 2, "", []string{`unexpected argument "start"`}},

@@ -10,6 +10,7 @@
 package filter
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -95,7 +96,11 @@ type Error struct {
 	cause   error
 }
 
-// Unwrap gives what the error came from, for errors of a lookup (Resolve); else nil.
+// ErrNoLinkLayer is in errors about a primitive that needs the link-layer header, where
+// packets have none.
+var ErrNoLinkLayer = errors.New("no link-layer header")
+
+// Unwrap gives what the error came from: that of a lookup (Resolve), ErrNoLinkLayer, or nil.
 func (e *Error) Unwrap() error { return e.cause }
 
 // Error gives field, column, value and message on one line; the hint is separate.

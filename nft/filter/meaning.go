@@ -208,7 +208,7 @@ func (m *meaning) needsEthernet(column int, what interface{ String() string }) e
 	}
 	return &Error{Field: "filter", Value: what.String(), Column: column,
 		Message: what.String() + " needs the link-layer header, which the chosen hooks do not see",
-		Hint:    "capture at the hooks ingress and egress: name the interface (-i IF) and no other hook"}
+		Hint:    "capture at the hooks ingress and egress: name the interface (-i IF) and no other hook", cause: ErrNoLinkLayer}
 }
 
 // at loads from the frame.
