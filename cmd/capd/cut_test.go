@@ -144,7 +144,7 @@ func TestMinFreeSpaceIsKept(t *testing.T) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		t.Fatal(err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < keep || c.Bytes.Written < (size-keep)/2 {
+	if free := int64(st.Bavail) * int64(st.Bsize); free < keep || c.Bytes.Written < (size-keep)/2 {
 		t.Errorf("%d bytes are free, %d are to be kept; %d were written", free, keep, c.Bytes.Written)
 	}
 	if r := d.Capctl("start"); r.Code != 6 || !strings.Contains(r.Stderr, "min_free_space") || !strings.Contains(r.Stderr, "hint:") {

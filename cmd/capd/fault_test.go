@@ -163,7 +163,7 @@ func TestDiskIsFilledByOthers(t *testing.T) {
 	if err := unix.Statfs(disk.dir, &left); err != nil {
 		t.Fatal(err)
 	}
-	if more := int64(left.Bavail)*left.Bsize - 40<<20; more > 0 {
+	if more := int64(left.Bavail)*int64(left.Bsize) - 40<<20; more > 0 {
 		if err := unix.Fallocate(int(filler.Fd()), 0, 850<<20, more); err != nil {
 			t.Fatal(err)
 		}
