@@ -42,6 +42,7 @@ func TestServersThatLackExtensions(t *testing.T) {
 		"no fsync":              "fsync",
 		"no listing":            "opendir,readdir",
 		"no statvfs":            "statvfs",
+		"no limits":             "limits", // as OpenSSH before 8.5
 		"neither link nor sync": "hardlink,fsync",
 	} {
 		t.Run(name, func(t *testing.T) {
