@@ -214,7 +214,7 @@ func (d *Daemon) find(ref string) (*capture, error) {
 	var prefixed, active []*capture
 	var newest *capture
 	for _, c := range all {
-		if len(ref) >= 4 && strings.HasPrefix(c.id, ref) {
+		if len(ref) >= minPrefix && strings.HasPrefix(c.id, ref) {
 			prefixed = append(prefixed, c)
 		}
 		c.mu.Lock()
@@ -243,9 +243,16 @@ func (d *Daemon) find(ref string) (*capture, error) {
 	return nil, noSuchCapture(ref)
 }
 
+// minPrefix is how many digits of an id at least stand for it.
+const minPrefix = 4
+
 func noSuchCapture(ref string) error {
+	hint := "see capctl list --all"
+	if len(ref) < minPrefix && strings.Trim(ref, "0123456789abcdef") == "" {
+		hint = fmt.Sprintf("the beginning of an id has %d characters or more: capctl list --all", minPrefix)
+	}
 	return &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture,
-		Message: fmt.Sprintf("no capture has the id or name %q", ref), Hint: "see capctl list --all"}
+		Message: fmt.Sprintf("no capture has the id or name %q", ref), Hint: hint}
 }
 
 func (c *capture) submitted() time.Time {

@@ -95,6 +95,10 @@ func (d *Daemon) warnings(p *plan) []wire.Warning {
 		out = append(out, wire.Warning{Code: "no_interface", Message: fmt.Sprintf(
 			"no interface here is called %s: nothing is captured there until one is", strings.Join(none, ", "))})
 	}
+	if c, ok := d.config().Destinations[p.request.Destination]; ok && c.Path != "" && !strings.Contains(c.Path, "{id}") && !strings.Contains(c.Path, "{time}") {
+		out = append(out, wire.Warning{Code: "path_not_unique", Message: fmt.Sprintf(
+			"the path of destination %s (%s) has neither {id} nor {time}: files of an earlier capture under the same names are not replaced, and this one would fail", c.Name, c.Path)})
+	}
 	return out
 }
 
