@@ -26,12 +26,17 @@ type InjectOptions struct {
 	Source      netip.Addr // IPv4; invalid = 10.9.0.1
 	Destination netip.Addr // IPv4; invalid = 10.9.0.2
 	Port        uint16     // UDP destination port; 0 = 9 (discard)
+	// Forwarded says that the frames are for another host, to which the namespace forwards
+	// them. The kernel uses frames again as they came back, so that each must first be given
+	// the headers that a router changes.
+	Forwarded bool
 }
 
 // Injected is what Inject did.
 type Injected struct {
 	Frames  int
 	Elapsed time.Duration
+	CPU     time.Duration // of the injecting thread, with what the kernel did to the frames there
 }
 
 // Rate is in frames per second.
@@ -147,13 +152,17 @@ func inject(o InjectOptions) (Injected, error) {
 	if err != nil {
 		return Injected{}, fmt.Errorf("inject on %q: %w", o.Interface, err)
 	}
-	prog, err := loadPass()
+	frame := injectFrame(o, dev.HardwareAddr)
+	var again []byte
+	if o.Forwarded {
+		again = frame[:28] // addresses, time to live, checksum
+	}
+	prog, err := loadPass(again)
 	if err != nil {
 		return Injected{}, err
 	}
 	defer func() { _ = unix.Close(prog) }()
 
-	frame := injectFrame(o, dev.HardwareAddr)
 	ctx := &xdpMD{dataEnd: uint32(o.Length), ingressIfindex: uint32(dev.Index)}
 	attr := &testRunAttr{progFD: uint32(prog), dataSizeIn: uint32(o.Length), ctxSizeIn: uint32(unsafe.Sizeof(*ctx)), flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES}
 	var pins runtime.Pinner
@@ -170,7 +179,8 @@ func inject(o InjectOptions) (Injected, error) {
 	if o.Rate > 0 {
 		chunk = max(1, min(chunk, int(o.Rate/500)))
 	}
-	start := time.Now()
+	start, before := time.Now(), threadCPU()
+	done := func(sent int) Injected { return Injected{sent, time.Since(start), threadCPU() - before} }
 	sent := 0
 	for flow := 0; sent < o.Count; flow = (flow + 1) % o.Flows {
 		binary.BigEndian.PutUint16(frame[udpOffset:], uint16(firstSourcePort+flow))
@@ -178,14 +188,23 @@ func inject(o InjectOptions) (Injected, error) {
 		attr.repeat = uint32(n)
 		attr.batchSize = uint32(min(n, 64))
 		if err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(attr), unsafe.Sizeof(*attr)); err != nil {
-			return Injected{sent, time.Since(start)}, fmt.Errorf("bpf BPF_PROG_TEST_RUN: %w", err)
+			return done(sent), fmt.Errorf("bpf BPF_PROG_TEST_RUN: %w", err)
 		}
 		sent += n
 		if o.Rate > 0 {
 			time.Sleep(time.Duration(float64(sent)/o.Rate*float64(time.Second)) - time.Since(start))
 		}
 	}
-	return Injected{sent, time.Since(start)}, nil
+	return done(sent), nil
+}
+
+// threadCPU is the CPU time of the calling thread so far.
+func threadCPU() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 // injectFrame builds Ethernet, IPv4 and UDP headers and a payload.
@@ -229,8 +248,9 @@ func internetChecksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// loadPass loads the XDP program `return XDP_PASS`.
-func loadPass() (int, error) {
+// loadPass loads an XDP program that writes the header, of a multiple of 4 bytes, over each
+// frame's beginning and says XDP_PASS.
+func loadPass(header []byte) (int, error) {
 	const xdpPass = 2
 	type insn struct {
 		code, registers uint8
@@ -244,10 +264,24 @@ func loadPass() (int, error) {
 		logBuf                   uint64
 		kernelVersion, progFlags uint32
 	}
-	program := []insn{
-		{code: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, imm: xdpPass},
-		{code: unix.BPF_JMP | unix.BPF_EXIT},
+	var program []insn
+	if words := len(header) / 4; words > 0 {
+		const ctx, data, end, past = 1, 2, 3, 4 // registers; the low half of a byte is the destination
+		program = []insn{
+			{code: unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W, registers: ctx<<4 | data, offset: 0},
+			{code: unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W, registers: ctx<<4 | end, offset: 4},
+			{code: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X, registers: data<<4 | past},
+			{code: unix.BPF_ALU64 | unix.BPF_ADD | unix.BPF_K, registers: past, imm: int32(len(header))},
+			{code: unix.BPF_JMP | unix.BPF_JGT | unix.BPF_X, registers: end<<4 | past, offset: int16(words)},
+		}
+		for at := 0; at < len(header); at += 4 {
+			program = append(program, insn{code: unix.BPF_ST | unix.BPF_MEM | unix.BPF_W, registers: data, offset: int16(at),
+				imm: int32(binary.NativeEndian.Uint32(header[at:]))})
+		}
 	}
+	program = append(program,
+		insn{code: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, imm: xdpPass},
+		insn{code: unix.BPF_JMP | unix.BPF_EXIT})
 	license := []byte("Dual MIT/GPL\x00")
 	var pins runtime.Pinner
 	defer pins.Unpin()

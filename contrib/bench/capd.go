@@ -31,9 +31,14 @@ type capd struct {
 	ring   int64 // bytes
 }
 
-// startCapd starts capd on a CPU. groups is [ring] groups: "auto" or a number; more is
-// added to the configuration.
+// startCapd starts capd on a CPU, without its rate guard. groups is [ring] groups: "auto"
+// or a number; more is added to the configuration.
 func startCapd(b *bed, cpu int, groups string, more ...string) (*capd, error) {
+	return startLimitedCapd(b, cpu, groups, "max_packet_rate = 0\n", more...)
+}
+
+// startLimitedCapd is startCapd with limits, which are added to those of its disk.
+func startLimitedCapd(b *bed, cpu int, groups, limits string, more ...string) (*capd, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -48,7 +53,7 @@ func startCapd(b *bed, cpu int, groups string, more ...string) (*capd, error) {
 	d := &capd{b: b, bin: filepath.Dir(exe), socket: filepath.Join(state, "capd.sock")}
 	d.client = &client.Client{Socket: d.socket}
 	toml := filepath.Join(state, "capd.toml")
-	text := fmt.Sprintf("[daemon]\nsocket = %q\nstate_dir = %q\n[limits]\nmax_packet_rate = 0\nspool_size = \"50gb\"\nmin_free_space = \"1%%\"\n[ring]\ngroups = %s\n", d.socket, state, groups) + strings.Join(more, "")
+	text := fmt.Sprintf("[daemon]\nsocket = %q\nstate_dir = %q\n[limits]\n%sspool_size = \"50gb\"\nmin_free_space = \"1%%\"\n[ring]\ngroups = %s\n", d.socket, state, limits, groups) + strings.Join(more, "")
 	if err := os.WriteFile(toml, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

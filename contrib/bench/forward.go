@@ -1,0 +1,163 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"capd/ctl/wire"
+	"capd/testbed"
+)
+
+// farEnd is a namespace behind the bed's b, to which b forwards what is for 10.10.0.2. It
+// counts and drops what comes.
+type farEnd struct{ ns string }
+
+// newFarEnd makes b a router; the bed deletes the namespace.
+func newFarEnd(b *bed) (*farEnd, error) {
+	far := &farEnd{fmt.Sprintf("capd-bench-c%d", os.Getpid())}
+	if err := run("ip", "netns", "add", far.ns); err != nil {
+		return nil, err
+	}
+	b.made = append(b.made, far.ns)
+	for _, step := range [][]string{
+		{"ip", "link", "add", "vout", "netns", b.b, "type", "veth", "peer", "name", "vfar", "netns", far.ns},
+		{"ip", "-n", b.b, "addr", "add", "10.10.0.1/24", "dev", "vout"},
+		{"ip", "-n", far.ns, "link", "set", "vfar", "address", "02:00:00:00:00:0c", "up"},
+		{"ip", "-n", b.b, "link", "set", "vout", "up"},
+		{"ip", "-n", b.b, "neigh", "add", "10.10.0.2", "lladdr", "02:00:00:00:00:0c", "dev", "vout", "nud", "permanent"},
+		{"ip", "netns", "exec", b.b, "sysctl", "-qw", "net.ipv4.ip_forward=1"},
+		{"ip", "netns", "exec", far.ns, "nft", "add table netdev bench; add chain netdev bench in { type filter hook ingress device vfar priority 0; policy accept; }; " +
+			"add rule netdev bench in udp dport 9 counter drop"},
+	} {
+		if err := run(step[0], step[1:]...); err != nil {
+			return nil, err
+		}
+	}
+	return far, nil
+}
+
+// arrived is how many packets have come so far.
+func (f *farEnd) arrived() (int, error) {
+	out, err := exec.Command("ip", "netns", "exec", f.ns, "nft", "list", "table", "netdev", "bench").Output()
+	if err != nil {
+		return 0, fmt.Errorf("nft list table: %w", err)
+	}
+	_, after, ok := strings.Cut(string(out), "counter packets ")
+	if !ok {
+		return 0, fmt.Errorf("no counter in %q", out)
+	}
+	return strconv.Atoi(strings.Fields(after)[0])
+}
+
+// passage is what a flood came to: packets that arrived a second, and the CPU time of the
+// forwarding CPU for each, injection included.
+type passage struct {
+	rate float64
+	cpu  float64 // ns
+}
+
+// through injects frames for the far end.
+func (f *farEnd) through(b *bed, frames int) (passage, error) {
+	before, err := f.arrived()
+	if err != nil {
+		return passage{}, err
+	}
+	sent, err := testbed.Inject(b.b, testbed.InjectOptions{Interface: device, Count: frames, Length: 60,
+		Destination: netip.MustParseAddr("10.10.0.2"), Forwarded: true, Pin: true, CPU: injectorCPU})
+	if err != nil {
+		return passage{}, err
+	}
+	time.Sleep(50 * time.Millisecond) // what is on its way
+	after, err := f.arrived()
+	if err == nil && after == before {
+		err = errors.New("nothing is forwarded")
+	}
+	return passage{float64(after-before) / sent.Elapsed.Seconds(), float64(sent.CPU) / float64(frames)}, err
+}
+
+// forwarding compares what a router forwards beside a capture of everything with what it
+// forwards without any rule, with capd's default max_packet_rate and with one so low that
+// nearly all packets are held back: then the rules' own cost remains. They take turns, in
+// short floods, so that other work on the machine hits them alike.
+func forwarding(b *bench) ([]figure, error) {
+	far, err := newFarEnd(b.bed)
+	if err != nil {
+		return nil, err
+	}
+	const command = "capctl start -t 1h -b 50gb"
+	type run struct{ rate, cpu, ratio, limited figure }
+	named := func(what, command string) *run {
+		return &run{
+			rate: figure{What: "forwarded " + what, Unit: "packets/s", Command: command}, cpu: figure{What: "CPU per packet " + what, Unit: "ns", Command: command},
+			ratio: figure{What: "packets/s " + what + " / with no rule", Unit: "×", Command: command}, limited: figure{What: "held back by the rate " + what, Unit: "%", Command: command},
+		}
+	}
+	free := named("with no rule at all", "XDP_PASS frames into "+device)
+	usual, held := named("beside a capture of everything, default max_packet_rate", command), named("beside it, max_packet_rate = 1000", command)
+	frames := max(b.frames/8, 1)
+	for range 5 * b.repeats {
+		without, err := far.through(b.bed, frames)
+		if err != nil {
+			return nil, err
+		}
+		free.rate.Spread, free.cpu.Spread = append(free.rate.Spread, without.rate), append(free.cpu.Spread, without.cpu)
+		for _, c := range []struct {
+			*run
+			limits string
+		}{{usual, ""}, {held, "max_packet_rate = 1000\n"}} {
+			with, p, err := b.besideCapture(far, frames, c.limits)
+			if err != nil {
+				return nil, err
+			}
+			b.log("  no rule %7.0f/s %5.0f ns; %-23q %7.0f/s %5.0f ns, of %d seen %d limited, %d lost",
+				without.rate, without.cpu, c.limits, with.rate, with.cpu, *p.Seen, *p.Limited, p.Lost)
+			c.rate.Spread, c.cpu.Spread = append(c.rate.Spread, with.rate), append(c.cpu.Spread, with.cpu)
+			c.ratio.Spread = append(c.ratio.Spread, with.rate/without.rate)
+			c.limited.Spread = append(c.limited.Spread, 100*float64(*p.Limited)/float64(*p.Seen))
+		}
+	}
+	var out []figure
+	for _, r := range []*run{free, usual, held} {
+		for _, f := range []*figure{&r.rate, &r.cpu, &r.limited, &r.ratio} {
+			f.Value = median(f.Spread)
+			if f == &r.ratio {
+				f.Value = r.rate.Value / free.rate.Value
+			}
+			if r == usual && f == &r.ratio {
+				f.Target, f.Met = "≥ 0.85", f.Value >= 0.85
+			}
+			if len(f.Spread) > 0 {
+				out = append(out, *f)
+			}
+		}
+	}
+	return out, nil
+}
+
+// besideCapture is a flood beside a capture of everything, of a capd with these limits, and
+// what the capture counted.
+func (b *bench) besideCapture(far *farEnd, frames int, limits string) (with passage, p wire.Packets, err error) {
+	d, err := startLimitedCapd(b.bed, readerCPU, "auto", limits)
+	if err != nil {
+		return with, p, err
+	}
+	defer d.stop()
+	id, _, err := d.ctl("start", "-q", "-t", "1h", "-b", "50gb")
+	if err != nil {
+		return with, p, err
+	}
+	if with, err = far.through(b.bed, frames); err != nil {
+		return with, p, err
+	}
+	c, _, err := d.finish(id)
+	if p = c.Packets; err == nil && (p.Seen == nil || *p.Seen < uint64(frames)) {
+		err = fmt.Errorf("the capture did not see the flood of %d frames: %s", frames, describe(p))
+	}
+	return with, p, err
+}
