@@ -320,7 +320,7 @@ func (a *app) printFile(w sheet, f wire.File) {
 	}
 	row("sha256", f.SHA256)
 	if f.SHA256Plain != f.SHA256 {
-		row("before seal", f.SHA256Plain)
+		row("plain", f.SHA256Plain) // before compression and sealing
 	}
 	row("at", f.URL)
 	if f.Delivered != nil {
