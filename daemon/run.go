@@ -84,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 		if err == nil {
 			// What was accepted before that is known to the server from here on, so that
 			// Shutdown waits for it.
-			<-served
+			<-served //nolint:errcheck // it says that the listener is closed
 		}
 	}
 	d.stopAll()

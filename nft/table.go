@@ -88,12 +88,26 @@ func Open() (*Table, error) {
 	return openWith(features)
 }
 
+// Sizes of the socket that transactions go through, in bytes. Nothing is taken before it is
+// needed, nor kept after it.
+const (
+	sendBuffer   = 32 << 20
+	answerBuffer = 128 << 20
+)
+
 // openWith is Open in a kernel that can do so much.
 func openWith(features Features) (*Table, error) {
 	if err := features.floor(); err != nil {
 		return nil, err
 	}
-	conn, err := nftables.New(nftables.AsLasting())
+	// The kernel answers to each part of a transaction, and its answers wait in the socket
+	// until the whole was sent. What does not fit is lost with ENOBUFS, and then nobody knows
+	// what was installed: the library's own estimate (8 MiB) is too small for the largest
+	// filters. It leaves both buffers alone once one is set.
+	roomy := nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(sendBuffer), c.SetReadBuffer(answerBuffer))
+	})
+	conn, err := nftables.New(nftables.AsLasting(), roomy)
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
 	}
