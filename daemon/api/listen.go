@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -137,14 +138,30 @@ const maxHeader = 64 << 10
 // Server is an HTTP server with this package's ConnContext and with bounds on what a slow
 // or hostile client can hold. Its Serve is http.Server's, but what cannot be read as HTTP
 // is answered in JSON, too.
-type Server struct{ http.Server }
+type Server struct {
+	http.Server
+	unheard atomic.Int64
+}
 
 // Serve implements http.Server's.
-func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(jsonListener{l}) }
+func (s *Server) Serve(l net.Listener) error {
+	return s.Server.Serve(jsonListener{l, &s.unheard})
+}
+
+// Shutdown is http.Server's, but lets connections that are there already have an answer to
+// their first request, as long as ctx lasts: http.Server closes those of which it has not
+// read one when it begins.
+func (s *Server) Shutdown(ctx context.Context) error {
+	const pause = 2 * time.Millisecond
+	for s.unheard.Load() > 0 && ctx.Err() == nil {
+		time.Sleep(pause)
+	}
+	return s.Server.Shutdown(ctx)
+}
 
 // NewServer makes a Server for the handler.
 func NewServer(h *Handler, logger *slog.Logger) *Server {
-	return &Server{http.Server{
+	return &Server{Server: http.Server{
 		Handler:           h,
 		ConnContext:       connContext,
 		ConnState:         connState,

@@ -19,7 +19,10 @@ import (
 // that answer, so that a client always finds JSON.
 
 // jsonListener makes jsonConns.
-type jsonListener struct{ net.Listener }
+type jsonListener struct {
+	net.Listener
+	unheard *atomic.Int64 // connections of which no handler has had a request yet
+}
 
 // Accept implements net.Listener.
 func (l jsonListener) Accept() (net.Conn, error) {
@@ -31,13 +34,29 @@ func (l jsonListener) Accept() (net.Conn, error) {
 	if !ok {
 		return c, nil
 	}
-	return &jsonConn{UnixConn: unix}, nil
+	l.unheard.Add(1)
+	return &jsonConn{UnixConn: unix, unheard: l.unheard}, nil
 }
 
 // jsonConn is a connection whose answers are the handler's, or else JSON.
 type jsonConn struct {
 	*net.UnixConn
 	handled atomic.Bool // a handler has the request: what is written is its answer
+	heard   atomic.Bool // a handler has had a request, or there will be none
+	unheard *atomic.Int64
+}
+
+// hear notes that the connection waits no longer for its first request to be read.
+func (c *jsonConn) hear() {
+	if !c.heard.Swap(true) {
+		c.unheard.Add(-1)
+	}
+}
+
+// Close implements net.Conn.
+func (c *jsonConn) Close() error {
+	c.hear()
+	return c.UnixConn.Close()
 }
 
 // Write implements net.Conn. Net/http writes an answer of its own in one piece.
@@ -94,6 +113,7 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 func handle(ctx context.Context) {
 	if c, ok := ctx.Value(connKey{}).(*jsonConn); ok {
 		c.handled.Store(true)
+		c.hear()
 	}
 }
 
