@@ -191,8 +191,8 @@ func TestFilterThenSampleThenCut(t *testing.T) {
 		t.Errorf("the rules sample or cut before the filter is through:\n%s", rules)
 	}
 	const flows, large, small = 60, 10, 5
-	for range flows {
-		s := testbed.Stream{From: p.A, To: p.B, Source: netip.AddrPortFrom(testbed.A4, 0), Destination: netip.AddrPortFrom(testbed.B4, 5000)}
+	for n := range flows {
+		s := testbed.Stream{From: p.A, To: p.B, Source: netip.AddrPortFrom(testbed.A4, uint16(20000+n)), Destination: netip.AddrPortFrom(testbed.B4, 5000)}
 		for s.Count, s.Size = range map[int]int{large: 400, small: 50} {
 			if _, err := testbed.SendUDP(s); err != nil {
 				t.Fatal(err)
