@@ -361,6 +361,8 @@ func TestHostsFile(t *testing.T) {
 
 func FuzzHosts(f *testing.F) {
 	f.Add("edge: edge-1 ops@edge-2:2222\n [::1]:22\ncore: @edge")
+	f.Add(":]")
+	f.Add("me@[fe80::1%eth0]:22")
 	f.Fuzz(func(t *testing.T, text string) {
 		if h, err := remote.ParseHost(text); err == nil {
 			again, err := remote.ParseHost(h.String())

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,12 @@ func ParseHost(text string) (Host, error) {
 				return h, fmt.Errorf("%q: %q is not a port", text, port)
 			}
 			h.Port = uint16(n)
+		}
+	}
+	// Colons and brackets are an address's, and nothing else's.
+	if strings.ContainsAny(h.Name, ":[]") {
+		if _, err := netip.ParseAddr(h.Name); err != nil {
+			return h, fmt.Errorf("%q is not [user@]host[:port]: %q is no address", text, h.Name)
 		}
 	}
 	// What begins with a dash ssh would take for an option.
