@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,38 +70,13 @@ func talkRequest(t *testing.T, port int) string {
 // talk sends datagrams of 700 bytes to a port on loopback.
 func talk(t *testing.T, port, n int) {
 	t.Helper()
-	to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
-	l, err := net.ListenUDP("udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.DialUDP("udp", nil, to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	for i := range n {
-		if _, err := c.Write(testbed.Payload("ctl", i, 700)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	testbed.TalkToLoopback(t, port, "ctl", n, 700)
 }
 
 // filesBelow maps names to paths.
 func filesBelow(t *testing.T, root string) map[string]string {
 	t.Helper()
-	names := map[string]string{}
-	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
-			names[e.Name()] = path
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
+	return testbed.FilesBelow(t, root)
 }
 
 // What is delivered verifies; a byte changed, a file missing, a file too many, another

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -45,17 +44,7 @@ func destinations(t *testing.T) []destination {
 // found maps the base names of the files below a folder to their paths.
 func found(t *testing.T, root string) map[string]string {
 	t.Helper()
-	names := map[string]string{}
-	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
-			names[e.Name()] = path
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
+	return testbed.FilesBelow(t, root)
 }
 
 func isComplete(c wire.Capture) bool { return c.Status == wire.StatusComplete }

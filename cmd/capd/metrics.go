@@ -19,8 +19,8 @@ const metricsUsage = `usage: capd metrics [--config FILE] [--listen HOST:PORT] [
 
 Answers Prometheus at a TCP address with what capd says at its socket under /metrics, and
 with nothing else. capd starts it as a child of its own where metrics_listen is set. In a
-unit of its own (capd-metrics.service: no capabilities, a user in the group capd-view) it
-spares capd's unit the right to internet sockets.
+unit of its own (to be written: no capabilities, a user in the group capd-view) it spares
+capd's unit the right to internet sockets.
 
   --config FILE        capd's configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
   --listen HOST:PORT   where to listen (default: metrics_listen of the configuration)

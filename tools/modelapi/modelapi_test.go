@@ -58,22 +58,7 @@ func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 // talk sends datagrams over loopback to talkPort.
 func talk(t *testing.T, count int) {
 	t.Helper()
-	to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: talkPort}
-	l, err := net.ListenUDP("udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.DialUDP("udp", nil, to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	for i := range count {
-		if _, err := c.Write(testbed.Payload("model", i, 300)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	testbed.TalkToLoopback(t, talkPort, "model", count, 300)
 }
 
 // filter is of what talk sends.

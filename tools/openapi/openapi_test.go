@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -106,22 +105,7 @@ const talkPort = 47313
 
 func talk(t *testing.T, count int) {
 	t.Helper()
-	to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: talkPort}
-	l, err := net.ListenUDP("udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.DialUDP("udp", nil, to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	for i := range count {
-		if _, err := c.Write(testbed.Payload("openapi", i, 200)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	testbed.TalkToLoopback(t, talkPort, "openapi", count, 200)
 }
 
 // TestAnswers goes through a capture's life, with everything that can be asked on the way.
