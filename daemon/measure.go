@@ -111,8 +111,8 @@ func measurePackets(p *metrics.Page, sum *totals) {
 	}
 	p.One("capd_captured_bytes_total", metrics.Counter, "Bytes of captured packets.", float64(sum.bytes))
 	p.One("capd_file_bytes_total", metrics.Counter, "Bytes of finished files, as they are delivered.", float64(sum.files))
-	p.Family("capd_batch_packets", metrics.Summary, "Packets in each datagram that the kernel handed over.")
-	p.Totals(float64(sum.batches.packets), sum.batches.datagrams)
+	p.HistogramFamily("capd_batch_packets", "Packets in each datagram that the kernel handed over.")
+	p.Buckets(batchBounds(), sum.batches.sizes[:], float64(sum.batches.packets))
 }
 
 func (d *Daemon) measureSpool(p *metrics.Page) {

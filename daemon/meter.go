@@ -91,14 +91,28 @@ func (m *meter) forget(c wire.Capture, b batches) {
 }
 
 // batches is how packets arrived: in datagrams, each a batch of the kernel's.
-type batches struct{ packets, datagrams uint64 }
+type batches struct {
+	packets uint64
+	sizes   [ring.BatchSizes]uint64 // datagrams by how many packets they held
+}
 
 func batchesOf(s ring.Stats) (b batches) {
 	for _, g := range s.Groups {
 		b.packets += g.Received + g.Foreign + g.Malformed
-		b.datagrams += g.Datagrams
+		for i, n := range g.Batches {
+			b.sizes[i] += n
+		}
 	}
 	return b
+}
+
+// batchBounds are the upper bounds of the sizes that ring tells apart: powers of two.
+func batchBounds() []float64 {
+	bounds := make([]float64, ring.BatchSizes-1)
+	for i := range bounds {
+		bounds[i] = float64(uint64(1) << i)
+	}
+	return bounds
 }
 
 // totals is what captures have counted together.
@@ -136,5 +150,7 @@ func (t *totals) add(c wire.Capture, b batches) {
 		t.files += c.Removed.Bytes
 	}
 	t.batches.packets += b.packets
-	t.batches.datagrams += b.datagrams
+	for i, n := range b.sizes {
+		t.batches.sizes[i] += n
+	}
 }

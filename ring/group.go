@@ -2,6 +2,7 @@ package ring
 
 import (
 	"math"
+	"math/bits"
 	"sync/atomic"
 )
 
@@ -107,6 +108,8 @@ func (a *account) finish() {
 // published is the account for other goroutines.
 type published struct {
 	received, foreign, malformed, gaps, garbage, cut, datagrams, bytes atomic.Uint64
+
+	batches [BatchSizes]atomic.Uint64
 }
 
 func (g *group) publish() {
@@ -127,10 +130,21 @@ func (g *group) publish() {
 
 func (g *group) stats() GroupStats {
 	p := &g.public
-	return GroupStats{
+	s := GroupStats{
 		Group: g.Group, Received: p.received.Load(), Foreign: p.foreign.Load(), Malformed: p.malformed.Load(),
 		Gaps: p.gaps.Load(), Garbage: p.garbage.Load(), Cut: p.cut.Load(),
 		Datagrams: p.datagrams.Load(), Bytes: p.bytes.Load(), ReceiveBuffer: g.socket.receiveBuffer,
+	}
+	for i := range p.batches {
+		s.Batches[i] = p.batches[i].Load()
+	}
+	return s
+}
+
+// batch counts a datagram in which so many packets were.
+func (p *published) batch(packets int) {
+	if packets > 0 {
+		p.batches[min(bits.Len(uint(packets-1)), BatchSizes-1)].Add(1)
 	}
 }
 

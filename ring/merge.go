@@ -36,6 +36,7 @@ func (r *Reader) advance(g *group) {
 		done := g.first
 		s := &r.arena.slots[done]
 		g.tuning.read(g.packets, s.length)
+		g.public.batch(g.packets)
 		g.packets = 0
 		g.data = nil
 		g.first = s.next

@@ -99,10 +99,17 @@ type GroupStats struct {
 	Garbage   uint64 // unreadable messages that took no sequence number
 	Cut       uint64 // datagrams longer than the ring takes; their lost part is in Gaps
 	Datagrams uint64
-	Bytes     uint64 // of datagrams
+	// Batches counts the datagrams that were decoded, by the packets in them: Batches[i]
+	// those of more than 2^(i-1) and at most 2^i, the last of them those of any more.
+	Batches [BatchSizes]uint64
+	Bytes   uint64 // of datagrams
 	// ReceiveBuffer is what the kernel granted in bytes, as it accounts them.
 	ReceiveBuffer int
 }
+
+// BatchSizes is how many sizes of a batch are told apart: up to 512 packets, which no
+// datagram of the kernel's 64 KiB exceeds, and more.
+const BatchSizes = 11
 
 // Lost is the number of packets that did not get here whole.
 func (g GroupStats) Lost() uint64 { return g.Gaps + g.Malformed }

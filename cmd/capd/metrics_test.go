@@ -111,6 +111,8 @@ func TestMetrics(t *testing.T) {
 		"capd_captured_bytes_total":                                float64(first.Bytes.Captured + second.Bytes.Captured),
 		"capd_file_bytes_total":                                    float64(first.Bytes.Written + second.Bytes.Written),
 		"capd_batch_packets_sum":                                   70,
+		`capd_batch_packets_bucket{le="512"}`:                      got["capd_batch_packets_count"],
+		`capd_batch_packets_bucket{le="+Inf"}`:                     got["capd_batch_packets_count"],
 		`capd_delivered_files_total{destination="soc"}`:            3, // with the manifest and its signature
 		`capd_delivery_failures_total{destination="soc"}`:          0,
 		`capd_delivery_pending_files{destination="down"}`:          1,

@@ -22,7 +22,6 @@ type Kind string
 const (
 	Counter   Kind = "counter"
 	Gauge     Kind = "gauge"
-	Summary   Kind = "summary"
 	histogram Kind = "histogram"
 )
 
@@ -49,35 +48,35 @@ func (p *Page) Sample(value float64, labels ...string) { p.sample("", value, lab
 // Count is Sample for a whole number.
 func (p *Page) Count(value uint64, labels ...string) { p.sample("", float64(value), labels) }
 
-// Totals writes a summary without quantiles: how many, and what they sum up to.
-func (p *Page) Totals(sum float64, count uint64, labels ...string) {
-	p.sample("_sum", sum, labels)
-	p.sample("_count", float64(count), labels)
-}
-
 // One is a family of one value.
 func (p *Page) One(name string, kind Kind, help string, value float64) {
 	p.Family(name, kind, help)
 	p.Sample(value)
 }
 
-// HistogramFamily begins a metric whose samples Histogram writes.
+// HistogramFamily begins a metric whose samples Histogram or Buckets writes.
 func (p *Page) HistogramFamily(name, help string) { p.Family(name, histogram, help) }
 
 // Histogram writes a histogram of the family begun last.
 func (p *Page) Histogram(h *Histogram, labels ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	p.Buckets(h.bounds, h.counts, h.sum, labels...)
+}
+
+// Buckets is Histogram for values that are counted elsewhere: how many lay in each bucket,
+// one more than there are upper bounds, and what they sum up to.
+func (p *Page) Buckets(bounds []float64, counts []uint64, sum float64, labels ...string) {
 	var below uint64
-	for i, n := range h.counts {
+	for i, n := range counts {
 		below += n
 		bound := math.Inf(1)
-		if i < len(h.bounds) {
-			bound = h.bounds[i]
+		if i < len(bounds) {
+			bound = bounds[i]
 		}
 		p.sample("_bucket", float64(below), append(labels[:len(labels):len(labels)], "le", number(bound)))
 	}
-	p.sample("_sum", h.sum, labels)
+	p.sample("_sum", sum, labels)
 	p.sample("_count", float64(below), labels)
 }
 

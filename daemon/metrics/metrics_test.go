@@ -15,8 +15,8 @@ func TestPage(t *testing.T) {
 	p.Family("b_total", Counter, "B.")
 	p.Count(1<<53-1, "kind", "x")
 	p.Sample(math.Inf(1), "kind", "say \"hi\"\\\n", "other", "")
-	p.Family("c_packets", Summary, "C.")
-	p.Totals(12, 3)
+	p.HistogramFamily("c_packets", "C.")
+	p.Buckets([]float64{1, 2}, []uint64{2, 0, 1}, 12)
 	h := NewHistogram(0.1, 1, 10)
 	for _, v := range []float64{0.1, 0.2, 1, 5, 100} {
 		h.Observe(v)
@@ -31,7 +31,10 @@ a_bytes 1.5
 b_total{kind="x"} 9007199254740991
 b_total{kind="say \"hi\"\\\n",other=""} +Inf
 # HELP c_packets C.
-# TYPE c_packets summary
+# TYPE c_packets histogram
+c_packets_bucket{le="1"} 2
+c_packets_bucket{le="2"} 2
+c_packets_bucket{le="+Inf"} 3
 c_packets_sum 12
 c_packets_count 3
 # HELP d_seconds D.
