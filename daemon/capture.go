@@ -221,7 +221,7 @@ func (c *capture) supervise(r *running) {
 	<-r.engine.drained
 	kernel, err := c.d.table.Counters(c.id)
 	note(err)
-	counts, warning := settle(kernel, err == nil, r)
+	counts, warnings := settle(kernel, err == nil, r.reader.Stats().Groups, &r.engine.live)
 	r.final <- finalCounts{tail: counts.LostBy.Tail}
 	note(c.d.table.Remove(c.id))
 	c.d.own.detach(c)
@@ -259,8 +259,8 @@ func (c *capture) supervise(r *running) {
 	if rec.Stream {
 		rec.Bytes.Written = r.engine.live.written.Load()
 	}
-	if warning != nil {
-		c.warnLocked(*warning)
+	for _, w := range warnings {
+		c.warnLocked(w)
 	}
 	c.warnHeldBackLocked(kernel)
 	if problem != nil {
@@ -277,49 +277,6 @@ func (c *capture) supervise(r *running) {
 	c.saveOrLog()
 	close(c.halted)
 	c.d.captureHalted(c)
-}
-
-// settle computes the final counts. Every group has a rule of its own with a counter:
-// what it counted and the reader neither received nor saw a gap for was lost at the
-// tail. Packets that the engine's own sample left out have passed the log rules: they are
-// taken out of matched and put to sampled_out, so that both sums of the contract hold as
-// they do where the kernel samples.
-func settle(kernel nft.Counters, known bool, r *running) (wire.Packets, *wire.Warning) {
-	stats := r.reader.Stats()
-	p := wire.Packets{Captured: r.engine.live.captured.Load(), Discarded: r.engine.live.discarded.Load()}
-	var matched uint64
-	reset := false
-	for _, g := range stats.Groups {
-		told := g.Received + g.Gaps + g.Malformed
-		p.LostBy.Sequence += g.Gaps
-		p.LostBy.Decode += g.Malformed
-		counted := kernel.Matched[g.Number]
-		if known && (counted < told || kernel.Reset) {
-			reset = true
-		}
-		if counted > told {
-			p.LostBy.Tail += counted - told
-		}
-		matched += max(counted, told)
-	}
-	p.LostBy.Spool = r.engine.live.lost.Load()
-	p.Lost = p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Spool
-	if !known {
-		return p, &wire.Warning{Code: "counters_unknown", Message: "the kernel's counters could not be read at the stop: matched is not known"}
-	}
-	fillSeen(&p, matched, kernel, r.engine.live.sampledOut.Load())
-	if reset {
-		return p, &wire.Warning{Code: "counters_reset", Message: "somebody reset the kernel's counters while the capture ran: matched is what arrived and what is known to be lost"}
-	}
-	return p, nil
-}
-
-// fillSeen sets what the kernel's counters tell. Of what the log rules have matched, the
-// engine's own sample has left out that many.
-func fillSeen(p *wire.Packets, matched uint64, kernel nft.Counters, leftOut uint64) {
-	leftOut = min(leftOut, matched) // counters can be set back
-	p.Seen = ptr(matched + kernel.SampledOut + kernel.Limited)
-	p.Matched, p.SampledOut, p.Limited = ptr(matched-leftOut), ptr(kernel.SampledOut+leftOut), ptr(kernel.Limited)
 }
 
 // stopNow asks a running capture to end and waits until it has.
@@ -412,17 +369,13 @@ func (c *capture) snapshot() wire.Capture {
 	}
 	live := &r.engine.live
 	p := &out.Packets
-	stats := r.reader.Stats()
-	p.LostBy = wire.LostBy{}
-	for _, g := range stats.Groups {
-		p.LostBy.Sequence += g.Gaps
-		p.LostBy.Decode += g.Malformed
-	}
+	groups := r.reader.Stats().Groups // before the counters, which then are not behind
+	kernel, err := c.d.table.Counters(c.id)
+	p.LostBy = arrivedLoss(kernel, err == nil, groups)
 	p.LostBy.Spool = live.lost.Load()
 	p.Lost = p.LostBy.Sequence + p.LostBy.Decode + p.LostBy.Spool
 	p.Captured, p.Discarded = live.captured.Load(), live.discarded.Load()
-	leftOut := live.sampledOut.Load()
-	if kernel, err := c.d.table.Counters(c.id); err == nil {
+	if leftOut := live.sampledOut.Load(); err == nil {
 		fillSeen(p, kernel.Total(), kernel, leftOut)
 	}
 	out.Bytes.Captured, out.Bytes.Written = live.bytes.Load(), live.written.Load()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -349,6 +350,51 @@ func TestLossWhileTheDiskStalls(t *testing.T) {
 	}
 	if c.Packets.LostBy.Sequence == 0 || c.Error != nil || c.StopReason != wire.StopRequested {
 		t.Errorf("%s, %+v, %+v", c.StopReason, c.Error, c.Packets)
+	}
+}
+
+// TestLossBesideAForeignRule: a rule of somebody else that logs to a capture's groups takes
+// of their numbers, so that gaps in them are not all the capture's loss.
+func TestLossBesideAForeignRule(t *testing.T) {
+	p := testbed.NewPair(t)
+	testbed.NeedCommand(t, "nft")
+	d := testbed.StartDaemon(t, p.B, overloaded)
+	f := &flood{t: t, ns: p.B}
+	id := startInjected(t, d)
+	groups := map[string]bool{}
+	for _, m := range regexp.MustCompile(`log prefix "capd:[0-9a-f]+" group (\d+)`).FindAllStringSubmatch(testbed.RunIn(t, p.B, "nft", "list", "ruleset"), -1) {
+		groups[m[1]] = true
+	}
+	if len(groups) == 0 {
+		t.Fatal("the capture has no log rule")
+	}
+	testbed.RunIn(t, p.B, "nft", "add", "table", "inet", "foreign")
+	testbed.RunIn(t, p.B, "nft", "add", "chain", "inet", "foreign", "in", "{ type filter hook prerouting priority 0; }")
+	for g := range groups {
+		testbed.RunIn(t, p.B, "nft", "add", "rule", "inet", "foreign", "in", "ip", "saddr", "10.9.0.1", "log", "prefix", "foreign", "group", g)
+	}
+	f.inject(onOne(5000, 60))
+	frozen(t, d, func() {
+		for range 20 {
+			f.inject(onOne(10_000, 60))
+		}
+	})
+	d.Await(id, "read", func(c wire.Capture) bool {
+		f.inject(onOne(1, 60))
+		return c.Packets.Lost > 0
+	})
+	d.Must("stop", id)
+	c := shown(t, d, id)
+	checkCounts(t, c)
+	inFiles := uint64(0)
+	for _, path := range files(t, d, id) {
+		inFiles += uint64(testbed.Capinfos(t, path).Packets)
+	}
+	if missing := f.count - *c.Packets.Limited - inFiles; *c.Packets.Seen != f.count || c.Packets.Captured != inFiles || c.Packets.Lost != missing || missing == 0 {
+		t.Errorf("of %d frames injected capinfos finds %d, so that %d are missing; the capture says %+v", f.count, inFiles, missing, c.Packets)
+	}
+	if len(c.Warnings) != 1 || c.Warnings[0].Code != "foreign_packets" {
+		t.Errorf("warnings %+v, want foreign_packets", c.Warnings)
 	}
 }
 
