@@ -49,9 +49,10 @@ type capture struct {
 	batches batches    // of a capture that has ended
 	began   bool       // by this daemon, not by one before it; set before anyone else knows the capture
 
-	ownNoted int             // connections of capd itself that were left out; under mu
-	queued   map[string]bool // files that the delivery queue has; under mu
-	queueing sync.WaitGroup  // goroutines that hand files over
+	absent   map[string]absence // interfaces that left, by the name or pattern asked for; under mu
+	ownNoted int                // connections of capd itself that were left out; under mu
+	queued   map[string]bool    // files that the delivery queue has; under mu
+	queueing sync.WaitGroup     // goroutines that hand files over
 
 	trimming sync.WaitGroup // goroutines that keep the ring's length
 	refused  refusal        // the engine's
@@ -185,6 +186,9 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 			c.log.Error("remove rules of a failed start", "err", err)
 		}
 	})
+	if d.config().Limits.MaxPacketRate != spec.Rate {
+		d.applyRate() // a reload has come in between
+	}
 	c.mu.Lock()
 	c.record.Ruleset = ruleset
 	c.record.Capture.Warnings = append(c.record.Capture.Warnings, p.annotationWarnings(r.reader.Conntrack())...)

@@ -97,6 +97,9 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	if err := p.checkInterfaces(); err != nil {
 		return nil, nil, err
 	}
+	if err := d.links.refresh(); err != nil {
+		return nil, nil, err
+	}
 	submitted := now()
 	if p.request.Destination != "" && *p.request.Check {
 		if err := d.preflight(ctx, p.request.Destination); err != nil {

@@ -27,6 +27,7 @@ type encoder struct {
 	section pcapng.Section
 	filter  string
 
+	changes uint32  // links.changes when the interfaces' names were looked at
 	ifaces  []iface // described in the current segment, in the order of their numbers
 	current int     // the interface of the prepared packet
 	fresh   bool    // its description is not in the segment yet
@@ -44,6 +45,7 @@ type iface struct {
 	index        uint32
 	family, hook uint8
 	stamped      bool
+	renamed      bool // what comes now has another name
 	hwType       uint16
 	description  pcapng.Interface
 	captured     uint64
@@ -182,6 +184,12 @@ func (e *encoder) describe(p *ring.Packet) {
 		e.current = 0
 		return
 	}
+	if changes := e.links.changes.Load(); changes != e.changes {
+		e.changes = changes
+		for n := range e.ifaces {
+			e.ifaces[n].renamed = e.ifaces[n].description.Name != e.links.get(e.ifaces[n].index).name
+		}
+	}
 	if e.current < len(e.ifaces) && e.ifaces[e.current].is(index, p) {
 		return
 	}
@@ -203,7 +211,7 @@ func (e *encoder) undescribe() {
 }
 
 func (i *iface) is(index uint32, p *ring.Packet) bool {
-	return i.index == index && i.hook == p.Hook && i.stamped == p.KernelTime && (i.family == p.Family || i.family != ring.FamilyNetdev && p.Family != ring.FamilyNetdev)
+	return i.index == index && !i.renamed && i.hook == p.Hook && i.stamped == p.KernelTime && (i.family == p.Family || i.family != ring.FamilyNetdev && p.Family != ring.FamilyNetdev)
 }
 
 func (e *encoder) newIface(index uint32, p *ring.Packet) iface {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -20,9 +21,11 @@ type link struct {
 }
 
 // links resolves interface indexes to names. It asks the kernel once for all of them,
-// and again when an index is new; for one that the kernel did not know either, at most
-// once a second.
+// again when an index is new (for one that the kernel did not know either, at most once a
+// second), and when it is told that names have changed.
 type links struct {
+	changes atomic.Uint32 // how often names may have changed
+
 	mu      sync.Mutex
 	known   map[uint32]link
 	missing map[uint32]time.Time // when the kernel was asked
@@ -40,7 +43,10 @@ func (l *links) get(index uint32) link {
 	}
 	if asked, ok := l.missing[index]; !ok || time.Since(asked) > time.Second {
 		if known, err := listLinks(); err == nil {
-			l.known = known
+			if l.known == nil {
+				l.known = known
+			}
+			maps.Copy(l.known, known)
 		}
 		if found, ok := l.known[index]; ok {
 			delete(l.missing, index)
@@ -52,6 +58,23 @@ func (l *links) get(index uint32) link {
 		l.missing[index] = time.Now()
 	}
 	return link{name: fmt.Sprintf("if%d", index)}
+}
+
+// refresh asks the kernel for names again. Interfaces that are gone keep theirs: packets of
+// them may still wait in a ring.
+func (l *links) refresh() error {
+	known, err := listLinks()
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known == nil {
+		l.known = map[uint32]link{}
+	}
+	maps.Copy(l.known, known)
+	l.changes.Add(1)
+	return nil
 }
 
 // unframed gives the first interface among those that the patterns cover (a * at the end

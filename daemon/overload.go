@@ -13,6 +13,17 @@ const (
 	codeStalled  = "stalled"
 )
 
+// applyRate puts the configuration's max_packet_rate in force for the captures that run.
+func (d *Daemon) applyRate() {
+	rate := d.config().Limits.MaxPacketRate
+	unlimited, err := d.table.SetRate(rate)
+	if err != nil {
+		d.log.Error("running captures keep the limits.max_packet_rate of their start", "err", err)
+	} else if unlimited > 0 {
+		d.log.Warn("captures that began without a limit go on without: limits.max_packet_rate is for those that start from now on", "unlimited", unlimited, "max_packet_rate", rate)
+	}
+}
+
 // heldBack says why packets were held back by the rules, if any were.
 func heldBack(k nft.Counters) (out []wire.Warning) {
 	if k.Limited > k.Stalled {

@@ -83,6 +83,7 @@ func (p *pulse) beat(now time.Time) {
 	if p.d.isRunning() {
 		err = p.d.table.Renew()
 		p.d.tellRestored(captures)
+		p.d.watchInterfaces()
 		p.d.watchLoad(captures)
 		if missed := p.d.table.Missed(); missed != nil {
 			p.d.log.Warn("captures may not see an interface that appeared", slog.Any("err", missed))

@@ -230,6 +230,7 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	restart := fixed.Daemon != cfg.Daemon || fixed.Spool != cfg.Spool || fixed.Ring != cfg.Ring || fixed.Limits.MaxCaptures != cfg.Limits.MaxCaptures
 	d.forgetChecks()
 	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
+	d.applyRate()
 	if restart {
 		d.log.Warn("some changes need a restart: [daemon] but log_level, [spool], [ring], limits.max_captures")
 	}

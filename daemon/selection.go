@@ -79,14 +79,15 @@ func (s *selection) frame(p *ring.Packet) *filter.Packet {
 
 // named remembers the name of the interface that was asked for last.
 type named struct {
-	index uint32
-	name  string
+	index   uint32
+	changes uint32 // links.changes when it was asked
+	name    string
 }
 
 // of gives an interface's name, "" for none.
 func (n *named) of(index uint32, l *links) string {
-	if index != n.index {
-		n.index, n.name = index, ""
+	if changes := l.changes.Load(); index != n.index || changes != n.changes {
+		n.index, n.changes, n.name = index, changes, ""
 		if index != 0 {
 			n.name = l.get(index).name
 		}

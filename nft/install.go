@@ -63,7 +63,7 @@ func (t *Table) install(s Spec) error {
 	}
 	// The state is changed on a copy, which takes its place once the kernel has agreed.
 	next := t.tables
-	c := &capture{spec: s}
+	c := &capture{spec: s, absent: map[string]bool{}}
 	share := t.ratedParts()
 	if s.Rate > 0 {
 		share += len(rules)
@@ -75,9 +75,9 @@ func (t *Table) install(s Spec) error {
 	}
 	for _, r := range rules {
 		if r.rate != nil {
-			r.rate = rateOf(s, share, len(rules))
+			r.rate = rateOf(s, share)
 		}
-		o, err := t.installTable(next[r.family], r, c, share)
+		o, err := t.installTable(next[r.family], r, c)
 		if err != nil {
 			t.drop()
 			return err
@@ -115,9 +115,8 @@ func (t *Table) drop() {
 	}
 }
 
-// installTable puts the capture's rules for one table into the transaction. The rate is
-// divided among share parts.
-func (t *Table) installTable(o owned, r tableRules, c *capture, share int) (owned, error) {
+// installTable puts the capture's rules for one table into the transaction.
+func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	if o.table == nil {
 		o.table = t.create(r.family)
 	}
@@ -138,7 +137,7 @@ func (t *Table) installTable(o owned, r tableRules, c *capture, share int) (owne
 	low.sets[aliveSet] = o.alive
 	p := part{family: r.family, target: r.target}
 	if r.rate != nil {
-		p.rate = &rated{among: share, object: r.rate.object(o.table)}
+		p.rate = &rated{object: r.rate.object(o.table)}
 		t.conn.AddObj(p.rate.object)
 	}
 	for _, s := range r.sets {
@@ -237,6 +236,11 @@ func (t *Table) Remove(id string) error {
 	})
 	if err != nil {
 		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil // and the rest is gone too
 	}
 	return t.shareOut()
 }
@@ -361,13 +365,18 @@ func (t *Table) forgetLost() error {
 			return c.Table.Name == tableName && c.Name == b.chain.Name
 		})
 	}
+	t.forget(lost)
+	return nil
+}
+
+// forget drops base chains that are gone from the state.
+func (t *Table) forget(gone func(*base) bool) {
 	for _, c := range t.captures {
 		for i := range c.parts {
 			p := &c.parts[i]
-			p.jumps = slices.DeleteFunc(p.jumps, func(j jump) bool { return lost(j.base) })
+			p.jumps = slices.DeleteFunc(p.jumps, func(j jump) bool { return gone(j.base) })
 		}
 	}
 	o := &t.tables[netdev]
-	o.bases = slices.DeleteFunc(slices.Clone(o.bases), lost)
-	return nil
+	o.bases = slices.DeleteFunc(slices.Clone(o.bases), gone)
 }

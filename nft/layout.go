@@ -195,8 +195,7 @@ func (b *builder) build(devices []string) error {
 		return nil
 	}
 	if b.spec.Rate > 0 {
-		own := len(b.spec.links())
-		b.rate = rateOf(b.spec, own, own)
+		b.rate = rateOf(b.spec, len(b.spec.links()))
 	}
 	program, err := b.spec.Filter.Compile(b.spec.link(b.family))
 	if err != nil {

@@ -300,7 +300,7 @@ func TestInstallFails(t *testing.T) {
 	last.verdict, last.target = doGoto, "nowhere"
 	c := &capture{}
 	for _, r := range rules {
-		if _, err := table.installTable(table.tables[r.family], r, c, 1); err != nil {
+		if _, err := table.installTable(table.tables[r.family], r, c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -314,7 +314,7 @@ func TestInstallFails(t *testing.T) {
 	}
 	// What was collected and not sent is forgotten.
 	table.mu.Lock()
-	if _, err := table.installTable(table.tables[inet], rules[0], c, 1); err != nil {
+	if _, err := table.installTable(table.tables[inet], rules[0], c); err != nil {
 		t.Fatal(err)
 	}
 	table.drop()

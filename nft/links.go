@@ -1,8 +1,10 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -15,6 +17,7 @@ import (
 type links struct {
 	conn   *netlink.Conn
 	events *netlink.Conn
+	known  map[int32]string // names by index, as next has told them; whoever calls next owns it
 }
 
 func openLinks() (*links, error) {
@@ -26,7 +29,11 @@ func openLinks() (*links, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nft: listen for new interfaces: %w", errors.Join(err, conn.Close()))
 	}
-	return &links{conn, events}, nil
+	l := &links{conn: conn, events: events}
+	if l.known, err = l.list(); err != nil { // after listening: what changes meanwhile is heard
+		return nil, fmt.Errorf("nft: %w", errors.Join(err, l.close()))
+	}
+	return l, nil
 }
 
 // close ends also a next that waits.
@@ -34,53 +41,111 @@ func (l *links) close() error { return errors.Join(l.conn.Close(), l.events.Clos
 
 // news is what happened to interfaces.
 type news struct {
+	left     []departure
 	appeared []string // or were renamed, or changed otherwise
-	gone     bool     // some went
+	gone     bool     // some were deleted
 	lost     bool     // news were lost: anything may have happened
+}
+
+// departure is a name that no interface has any more.
+type departure struct {
+	name string
+	how  string // what happened to the interface, as in "was deleted"
+	to   string // its name now; "" = it has left
 }
 
 // next waits for news. Its error is final.
 func (l *links) next() (news, error) {
 	messages, err := l.events.Receive()
 	if errors.Is(err, unix.ENOBUFS) {
-		return news{gone: true, lost: true}, nil
+		return l.compare()
 	}
 	if err != nil {
 		return news{}, err
 	}
 	var n news
 	for _, m := range messages {
-		switch m.Header.Type {
-		case unix.RTM_DELLINK:
-			n.gone = true
-		case unix.RTM_NEWLINK:
-			if name := linkName(m); name != "" {
-				n.appeared = append(n.appeared, name)
+		link, ok := parseLink(m)
+		if !ok {
+			continue
+		}
+		old, known := l.known[link.index]
+		switch {
+		case m.Header.Type == unix.RTM_NEWLINK:
+			n.appeared = append(n.appeared, link.name)
+			l.known[link.index] = link.name
+			if known && old != link.name {
+				n.left = append(n.left, departure{old, "was renamed to " + link.name, link.name})
 			}
+		case m.Header.Type == unix.RTM_DELLINK:
+			n.gone = true
+			delete(l.known, link.index)
+			if !known {
+				continue
+			}
+			how := "was deleted"
+			if link.moved {
+				how = "was moved to another network namespace"
+			}
+			n.left = append(n.left, departure{name: old, how: how})
 		}
 	}
 	return n, nil
 }
 
-// linkName gives the name of the interface that a message is about; "" = it has none.
-func linkName(m netlink.Message) string {
-	if len(m.Data) < unix.SizeofIfInfomsg {
-		return ""
+// compare finds out what happened while news were lost.
+func (l *links) compare() (news, error) {
+	now, err := l.list()
+	if err != nil {
+		return news{}, err
+	}
+	n := news{gone: true, lost: true}
+	for index, old := range l.known {
+		switch name, there := now[index]; {
+		case !there:
+			n.left = append(n.left, departure{name: old, how: "has left"})
+		case name != old:
+			n.left = append(n.left, departure{old, "was renamed to " + name, name})
+		}
+	}
+	for _, name := range now {
+		n.appeared = append(n.appeared, name)
+	}
+	l.known = now
+	return n, nil
+}
+
+// linkNews is what a message says about an interface.
+type linkNews struct {
+	index int32
+	name  string
+	moved bool // to another network namespace
+}
+
+// parseLink takes a message apart; it is not ok where it is about something else: of family
+// bridge are those that tell of a bridge's ports.
+func parseLink(m netlink.Message) (n linkNews, ok bool) {
+	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
+		return n, false
 	}
 	attrs, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return ""
+		return n, false
 	}
+	n.index = int32(binary.NativeEndian.Uint32(m.Data[4:])) // struct ifinfomsg: ifi_index
 	for attrs.Next() {
-		if attrs.Type() == unix.IFLA_IFNAME {
-			return attrs.String()
+		switch attrs.Type() {
+		case unix.IFLA_IFNAME:
+			n.name = attrs.String()
+		case unix.IFLA_NEW_NETNSID, unix.IFLA_NEW_IFINDEX:
+			n.moved = true
 		}
 	}
-	return ""
+	return n, n.name != ""
 }
 
-// names lists the interfaces' names.
-func (l *links) names() ([]string, error) {
+// list gives the interfaces' names by their index.
+func (l *links) list() (map[int32]string, error) {
 	messages, err := l.conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
 		Data:   make([]byte, unix.SizeofIfInfomsg),
@@ -88,11 +153,24 @@ func (l *links) names() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	var names []string
+	out := make(map[int32]string, len(messages))
 	for _, m := range messages {
-		if name := linkName(m); name != "" {
-			names = append(names, name)
+		if n, ok := parseLink(m); ok {
+			out[n.index] = n.name
 		}
+	}
+	return out, nil
+}
+
+// names lists the interfaces' names, in the order of their indexes.
+func (l *links) names() ([]string, error) {
+	known, err := l.list()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, index := range slices.Sorted(maps.Keys(known)) {
+		names = append(names, known[index])
 	}
 	return names, nil
 }

@@ -10,8 +10,8 @@ import (
 
 // The box's rate is divided evenly among the captures' parts (what a capture has in one
 // table), so that all together never log more, and a flood in one costs no other a packet.
-// When a capture comes or goes, every part gets a limit of another size. The kernel has no
-// way to change a limit, nor to replace a rule and keep its counter: the limit stands in a
+// When a capture comes or goes, or the box's rate changes, every part gets a limit of another
+// size. The kernel has no way to change a limit, nor to replace a rule and keep its counter: the limit stands in a
 // chain with nothing that counts, which is emptied and filled again in one transaction.
 
 // rate is a limit: of one capture, in one table.
@@ -21,13 +21,17 @@ type rate struct {
 	burst     uint32
 }
 
-// rateOf gives a part's share of the capture's rate when it is divided among n parts, of
-// which own are the capture's.
-func rateOf(s Spec, n, own int) *rate {
-	r := &rate{name: "rate_" + s.ID[:8], perSecond: max(s.Rate/uint64(n), 1)}
-	if n != own {
-		r.name += fmt.Sprintf("_%d", n)
+// unbounded stands for no limit in rules that have one, in packets a second: a packet uses
+// up a nanosecond's worth (net/netfilter/nft_limit.c), less than any packet takes.
+const unbounded = 1_000_000_000
+
+// rateOf gives a part's share of the capture's rate when it is divided among n parts.
+func rateOf(s Spec, n int) *rate {
+	r := &rate{perSecond: max(s.Rate/uint64(n), 1)}
+	if s.Rate == 0 {
+		r.perSecond = unbounded
 	}
+	r.name = fmt.Sprintf("rate_%s_%d", s.ID[:8], r.perSecond)
 	r.burst = uint32(min(max(r.perSecond/10, 5), 1<<31))
 	return r
 }
@@ -39,7 +43,6 @@ func (r *rate) object(t *nftables.Table) *nftables.NamedObj {
 
 // rated is what a part has of the rate.
 type rated struct {
-	among  int // parts that share it
 	object *nftables.NamedObj
 	chains []ratedChain
 }
@@ -77,8 +80,8 @@ func (c *capture) ratedParts() (n int) {
 	return n
 }
 
-// divide puts limits of new sizes into the transaction where installed captures' are for
-// another number of parts than n. done records it once the kernel has agreed.
+// divide puts limits of new sizes into the transaction where installed captures' have
+// another than that of one part in n. done records it once the kernel has agreed.
 func (t *Table) divide(n int) (done func(), err error) {
 	type change struct {
 		of *rated
@@ -87,11 +90,14 @@ func (t *Table) divide(n int) (done func(), err error) {
 	var changes []change
 	for _, c := range t.captures {
 		for _, p := range c.parts {
-			if p.rate == nil || p.rate.among == n {
+			if p.rate == nil {
 				continue
 			}
 			table := t.tables[p.family].table
-			to := rated{n, rateOf(c.spec, n, c.ratedParts()).object(table), p.rate.chains}
+			to := rated{rateOf(c.spec, n).object(table), p.rate.chains}
+			if to.object.Name == p.rate.object.Name {
+				continue
+			}
 			t.conn.AddObj(to.object)
 			low := &lowerer{conn: t.conn, table: table, fam: p.family}
 			for _, ch := range to.chains {
@@ -112,14 +118,34 @@ func (t *Table) divide(n int) (done func(), err error) {
 	}, nil
 }
 
-// shareOut divides the rate anew after a capture has gone.
-func (t *Table) shareOut() error {
+// SetRate changes the box's rate, in packets a second, for the captures that are installed;
+// 0 = no limit. Those that were installed without a limit keep none: unlimited tells how
+// many they are.
+func (t *Table) SetRate(perSecond uint64) (unlimited int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil // and the rest is gone too
+		return 0, ErrClosed
 	}
-	done, err := t.divide(t.ratedParts())
+	if err := t.ensure(); err != nil {
+		return 0, err
+	}
+	for _, c := range t.captures {
+		if perSecond > 0 && c.ratedParts() == 0 && !c.unhooked {
+			unlimited++
+		}
+		c.spec.Rate = perSecond
+	}
+	return unlimited, t.shareOut()
+}
+
+// shareOut divides the rate anew after a capture has gone, or the rate has changed.
+func (t *Table) shareOut() error {
+	parts := t.ratedParts()
+	if parts == 0 {
+		return nil
+	}
+	done, err := t.divide(parts)
 	if err != nil {
 		t.drop()
 		return fmt.Errorf("nft: divide the rate: %w", err)

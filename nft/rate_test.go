@@ -80,6 +80,32 @@ func TestRateIsTheBoxs(t *testing.T) {
 	unlimited.Rate = 0
 	install(t, table, unlimited)
 	limits("1000", 3)
+
+	// The box's rate can change while they run; the account goes on.
+	before := seen(quiet.ID)
+	set := func(rate uint64, without int) {
+		t.Helper()
+		if n, err := table.SetRate(rate); err != nil || n != without {
+			t.Fatalf("SetRate(%d): %d without a limit, %v", rate, n, err)
+		}
+	}
+	set(600, 1)
+	limits("200", 3)
+	set(600, 1)
+	limits("200", 3)
+	set(0, 0)
+	limits("1000000000", 3)
+	if _, err := testbed.Inject(pair.B, testbed.InjectOptions{Interface: "vb", Count: frames, Length: 60}); err != nil {
+		t.Fatal(err)
+	}
+	if got := seen(both.ID); got.Seen != 2*frames || got.Limited != 0 {
+		t.Errorf("without a limit: %+v", got)
+	}
+	set(6000, 1)
+	limits("2000", 3)
+	if after := seen(quiet.ID); after.Seen != before.Seen || after.Total() != before.Total() || after.Reset {
+		t.Errorf("another rate changed the account: %+v, it was %+v", after, before)
+	}
 	for _, s := range []Spec{quiet, both, unlimited} {
 		if err := table.Remove(s.ID); err != nil {
 			t.Fatal(err)

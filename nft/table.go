@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -30,6 +31,9 @@ type Table struct {
 	restored map[string]error // as Restored gives it
 	watching chan struct{}    // closed when the goroutine that watches links has ended; nil = none
 	missed   error            // what it could not do since Missed was called last
+	changes  []Change         // since Changes was called last
+
+	linksChanged atomic.Bool // since LinksChanged was called last
 }
 
 // owned is the state of one of the two tables.
@@ -58,6 +62,8 @@ type capture struct {
 	unhooked bool
 	reset    bool // as Counters.Reset
 	gone     bool // somebody removed the rules, and they are not back
+
+	absent map[string]bool // of spec.Interfaces, those that there were and are no more
 }
 
 // part is what a capture has in one table.

@@ -210,7 +210,7 @@ func (t *Table) restore() {
 
 // inherit goes on from another capture's counts.
 func (c *capture) inherit(old *capture) {
-	c.reset = true
+	c.reset, c.absent = true, old.absent
 	for _, n := range old.counts {
 		if i := slices.IndexFunc(c.counts, func(m count) bool { return m.role == n.role && m.group == n.group }); i >= 0 {
 			c.counts[i].lost += n.lost + n.last

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/google/nftables"
 )
@@ -30,11 +32,12 @@ func (t *Table) hear(n news, final error) (ended bool) {
 		return true
 	}
 	err := final
+	if err == nil {
+		t.notice(n)
+		err = t.leave(n.left)
+	}
 	if err == nil && n.gone && len(t.tables[netdev].bases) > 0 {
 		err = t.forgetLost()
-	}
-	if err == nil && n.lost {
-		n.appeared, err = t.links.names()
 	}
 	if err == nil {
 		err = t.follow(n.appeared)
@@ -43,6 +46,97 @@ func (t *Table) hear(n news, final error) (ended bool) {
 		t.missed = fmt.Errorf("nft: follow new interfaces: %w", err)
 	}
 	return final != nil
+}
+
+// Change is an interface that captures name and that went, or came back.
+type Change struct {
+	ID        string // of the capture
+	Interface string // the name or pattern, as in Spec.Interfaces
+	// Left says what happened to the last interface of this name, as in "was deleted"; ""
+	// = there is one again.
+	Left string
+	To   string // the name that it has now, where it was renamed
+	At   time.Time
+}
+
+// maxChanges is how many changes wait for whoever asks for them.
+const maxChanges = 1024
+
+// Changes gives, once, what has happened since the last call to interfaces that captures
+// name: one whose last interface goes sees nothing there, until there is one again.
+func (t *Table) Changes() []Change {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	changes := t.changes
+	t.changes = nil
+	return changes
+}
+
+// LinksChanged tells whether any interface has come, gone or been renamed since the last
+// call.
+func (t *Table) LinksChanged() bool { return t.linksChanged.Swap(false) }
+
+// notice finds captures that name interfaces of which there is news.
+func (t *Table) notice(n news) {
+	now := time.Now()
+	t.linksChanged.Store(true)
+	for _, c := range t.captures {
+		if c.unhooked {
+			continue
+		}
+		for _, pattern := range c.spec.Interfaces {
+			here := false
+			for _, name := range t.links.known {
+				here = here || covers(pattern, name)
+			}
+			change := Change{ID: c.spec.ID, Interface: pattern, At: now}
+			for _, d := range n.left {
+				if covers(pattern, d.name) {
+					change.Left, change.To = d.how, d.to
+				}
+			}
+			only := !strings.HasSuffix(pattern, "*") // where one has left, what is here is another
+			if change.Left != "" && (!here || only) && !c.absent[pattern] {
+				c.absent[pattern] = true
+				t.keep(change)
+			}
+			if c.absent[pattern] && here {
+				delete(c.absent, pattern)
+				t.keep(Change{ID: c.spec.ID, Interface: pattern, At: now})
+			}
+		}
+	}
+}
+
+// keep keeps a change for whoever asks.
+func (t *Table) keep(c Change) {
+	if len(t.changes) < maxChanges {
+		t.changes = append(t.changes, c)
+	}
+}
+
+// leave takes the base chains from devices that have another name now, so that it does not
+// depend on the kernel whether they stay: since Linux 6.16 a chain goes by its device's name
+// as it is, before it stayed with the device.
+func (t *Table) leave(left []departure) error {
+	o := t.tables[netdev]
+	at := func(b *base) bool {
+		return slices.ContainsFunc(left, func(d departure) bool { return d.to != "" && d.name == b.hook.device })
+	}
+	if !slices.ContainsFunc(o.bases, at) {
+		return nil
+	}
+	for _, b := range o.bases {
+		if at(b) {
+			t.conn.FlushChain(b.chain)
+			t.conn.DelChain(b.chain)
+		}
+	}
+	if err := t.conn.Flush(); err != nil && !isGone(err) {
+		return fmt.Errorf("leave a renamed interface: %w", err)
+	}
+	t.forget(at)
+	return nil
 }
 
 // Missed says, once, what could not be done since the last call for interfaces that

@@ -94,3 +94,110 @@ func TestRenamedInterface(t *testing.T) {
 		t.Error("plain1 is hooked too")
 	}
 }
+
+// An interface that leaves while it is captured, by name or as the last of a pattern, is
+// told; when there is one of its name again that is told too, and the capture goes on there,
+// at all hooks, not where the renamed one is.
+func TestInterfaceLeaves(t *testing.T) {
+	pair := testbed.NewPair(t)
+	table := openIn(t, pair.B)
+	testbed.RunIn(t, pair.B, "ip", "link", "add", "vbx", "type", "veth", "peer", "name", "other")
+	framed, inner, pattern := defaultSpec("0f8c0001"), defaultSpec("0f8c0002"), defaultSpec("0f8c0003")
+	for _, s := range []*Spec{&framed, &inner, &pattern} {
+		s.Once, s.Interfaces = false, []string{"vb"}
+		s.Filter = parse(t, "udp dst port 4242")
+	}
+	framed.Hooks = []string{"ingress", "egress"}
+	pattern.Interfaces = []string{"vb*", "vbx*"}
+	for _, s := range []Spec{framed, inner, pattern} {
+		install(t, table, s)
+	}
+	send := func() {
+		t.Helper()
+		sendUDP(t, pair.A, pair.B, netip.AddrPortFrom(testbed.A4, 0), netip.AddrPortFrom(testbed.B4, 4242), 5)
+		sendUDP(t, pair.B, pair.A, netip.AddrPortFrom(testbed.B4, 0), netip.AddrPortFrom(testbed.A4, 4242), 3)
+	}
+	// changes waits for so many changes and gives them by capture, in their order.
+	changes := func(n int) map[string][]Change {
+		t.Helper()
+		out := map[string][]Change{}
+		until(t, "changes", func() bool {
+			for _, c := range table.Changes() {
+				out[c.ID] = append(out[c.ID], c)
+				n--
+			}
+			return n <= 0
+		})
+		return out
+	}
+	seen := func(what string, want ...uint64) {
+		t.Helper()
+		for i, s := range []Spec{framed, inner, pattern} {
+			if got := total(t, table, s.ID); got.Seen != want[i] {
+				t.Errorf("%s: capture %s at %v counted %+v, want %d", what, s.ID, s.Hooks, got, want[i])
+			}
+		}
+	}
+	rename := func(from, to string) { testbed.RunIn(t, pair.B, "ip", "link", "set", from, "name", to) }
+	left := func(got []Change, how, to string) bool {
+		return len(got) == 1 && got[0].Left == how && got[0].To == to && !got[0].At.IsZero()
+	}
+
+	send()
+	seen("at first", 8, 8, 8)
+	rename("vb", "wan0")
+	got := changes(2)
+	for _, s := range []Spec{framed, inner} {
+		if !left(got[s.ID], "was renamed to wan0", "wan0") || got[s.ID][0].Interface != "vb" {
+			t.Errorf("renamed: %+v", got[s.ID])
+		}
+	}
+	send()
+	seen("renamed", 8, 8, 8)
+	rename("wan0", "vb")
+	for id, c := range changes(2) {
+		if !left(c, "", "") {
+			t.Errorf("%s came back: %+v", id, c)
+		}
+	}
+	until(t, "vb to be hooked", func() bool {
+		return strings.Count(listRuleset(t, pair.B), `device "vb"`) == 2
+	})
+	send()
+	seen("back", 16, 16, 16)
+
+	// The pattern vbx* has only one.
+	testbed.RunIn(t, pair.B, "ip", "link", "del", "vbx")
+	if got := changes(1); !left(got[pattern.ID], "was deleted", "") || got[pattern.ID][0].Interface != "vbx*" {
+		t.Errorf("deleted: %+v", got)
+	}
+	testbed.RunIn(t, pair.B, "ip", "link", "set", "vb", "netns", pair.A)
+	got = changes(3)
+	for _, s := range []Spec{framed, inner, pattern} {
+		if !left(got[s.ID], "was moved to another network namespace", "") {
+			t.Errorf("moved: %+v", got[s.ID])
+		}
+	}
+	testbed.RunIn(t, pair.A, "ip", "link", "set", "vb", "netns", pair.B)
+	if got := changes(3); !left(got[framed.ID], "", "") || !left(got[inner.ID], "", "") || !left(got[pattern.ID], "", "") {
+		t.Errorf("moved back: %+v", got)
+	}
+	testbed.RunIn(t, pair.B, "ip", "addr", "add", "10.9.0.2/24", "dev", "vb")
+	testbed.RunIn(t, pair.B, "ip", "link", "set", "vb", "up")
+	until(t, "vb to be hooked again", func() bool {
+		return strings.Count(listRuleset(t, pair.B), `device "vb"`) == 2
+	})
+	send()
+	seen("moved and back", 24, 24, 24)
+	if !table.LinksChanged() || table.LinksChanged() {
+		t.Error("LinksChanged does not tell of changes, or tells twice")
+	}
+	for _, s := range []Spec{framed, inner, pattern} {
+		if err := table.Remove(s.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if text := listRuleset(t, pair.B); text != emptyTable {
+		t.Errorf("left behind:\n%s", text)
+	}
+}

@@ -526,12 +526,15 @@ func TestReload(t *testing.T) {
 		}
 	}
 	const good = "[destination.one]\ntype = \"sftp\"\naddress = \"127.0.0.1:22\"\nuser = \"x\"\nprivate_key = \"/k\"\nknown_hosts = \"/h\"\n"
-	reload("[limits]\nmax_time_limit = \"1m\"\n"+good, "was read again")
+	reload("[limits]\nmax_time_limit = \"1m\"\nmax_packet_rate = 700\n"+good, "was read again")
 	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
 		t.Errorf("destinations: %s", out)
 	}
 	if r := d.Capctl("start", "-t", "2m"); r.Code != 6 {
 		t.Errorf("beyond the new limit: exit code %d: %s", r.Code, r.Stderr)
+	}
+	if rules := d.Ruleset(); !strings.Contains(rules, "rate over 700/second") || strings.Count(rules, "rate over") != 1 {
+		t.Errorf("the running capture has another rate than the new 700/second:\n%s", rules)
 	}
 	reload("[limits]\nmax_time_limt = \"1h\"\n", "is refused, the old one stays")
 	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
