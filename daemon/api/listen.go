@@ -141,11 +141,12 @@ const maxHeader = 64 << 10
 type Server struct {
 	http.Server
 	unheard atomic.Int64
+	crowd   crowd
 }
 
 // Serve implements http.Server's.
 func (s *Server) Serve(l net.Listener) error {
-	return s.Server.Serve(jsonListener{l, &s.unheard})
+	return s.Server.Serve(jsonListener{l, &s.unheard, &s.crowd})
 }
 
 // Shutdown is http.Server's, but lets connections that are there already have an answer to

@@ -22,20 +22,28 @@ import (
 type jsonListener struct {
 	net.Listener
 	unheard *atomic.Int64 // connections of which no handler has had a request yet
+	crowd   *crowd
 }
 
-// Accept implements net.Listener.
+// Accept implements net.Listener. A connection for which there is no room is answered here.
 func (l jsonListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		unix, ok := c.(*net.UnixConn)
+		if !ok {
+			return c, nil
+		}
+		leave, refusal := l.crowd.enter(ownerOf(unix))
+		if leave == nil {
+			turnAway(unix, refusal)
+			continue
+		}
+		l.unheard.Add(1)
+		return &jsonConn{UnixConn: unix, unheard: l.unheard, leave: leave}, nil
 	}
-	unix, ok := c.(*net.UnixConn)
-	if !ok {
-		return c, nil
-	}
-	l.unheard.Add(1)
-	return &jsonConn{UnixConn: unix, unheard: l.unheard}, nil
 }
 
 // jsonConn is a connection whose answers are the handler's, or else JSON.
@@ -44,6 +52,7 @@ type jsonConn struct {
 	handled atomic.Bool // a handler has the request: what is written is its answer
 	heard   atomic.Bool // a handler has had a request, or there will be none
 	unheard *atomic.Int64
+	leave   func() // the crowd; only the first call counts
 }
 
 // hear notes that the connection waits no longer for its first request to be read.
@@ -56,6 +65,7 @@ func (c *jsonConn) hear() {
 // Close implements net.Conn.
 func (c *jsonConn) Close() error {
 	c.hear()
+	defer c.leave()
 	return c.UnixConn.Close()
 }
 
@@ -97,6 +107,16 @@ func refusalOf(status int) []byte {
 	case http.StatusHTTPVersionNotSupported:
 		e.Message = "this is another version of HTTP: HTTP/1.1 is spoken here"
 	}
+	return rawAnswer(status, e)
+}
+
+// fullAnswer is the whole answer to a connection for which there is no room.
+func fullAnswer(why string) []byte {
+	return rawAnswer(http.StatusServiceUnavailable, wire.Error{Code: wire.CodeUnavailable, Message: why, Hint: "close some of them, or try again"})
+}
+
+// rawAnswer is an answer that ends the connection, written without net/http.
+func rawAnswer(status int, e wire.Error) []byte {
 	body, _ := json.Marshal(wire.ErrorBody{Error: e}) // of strings: cannot fail
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n",
 		status, http.StatusText(status), len(body)+1, body)
