@@ -27,12 +27,14 @@ func (a *app) downloadCommand() *cobra.Command {
 		GroupID:    groupFiles,
 		Short:      "fetch the files that are still on the box",
 		SuggestFor: []string{"fetch", "cp", "pull"},
-		Long: `download fetches the files of a capture that are still on the box into a folder, checks
-them against the hashes that capd recorded and prints the name of each. Files that were
-delivered are no longer there: capctl show tells where they are.
+		Long: `download fetches the files of a capture that are still on the box into a folder and prints
+the name of each. Where capd has recorded a hash (it takes that of a plain file when it
+delivers it) the file is checked against it. Files that were delivered are no longer there:
+capctl show tells where they are.
 
-A file appears under its name only when it is whole, readable by you alone; one that is
-there already is never replaced without --force, unless it is the same. With -o - the
+A file appears under its name only when it is whole, readable by you alone. One that is
+there already is left alone when it is the same; another is replaced only with --force, so
+that a download can be repeated. With -o - the
 only file of a capture goes to stdout, into a pipe or a file. From several boxes (-H) the
 files come into DIR/host.`,
 		Example: `  capctl download 0f8c -o captures/0f8c
@@ -99,14 +101,20 @@ func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir s
 	for _, f := range files {
 		path := filepath.Join(dir, f.Name)
 		_, err := os.Lstat(path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist), err == nil && force:
+		if errors.Is(err, fs.ErrNotExist) || err == nil && force {
 			wanted = append(wanted, f)
-		case err != nil:
+			continue
+		}
+		if err != nil {
 			return failf("looking for %s: %v", path, err)
-		case sameFile(path, f):
+		}
+		same, err := a.sameFile(ctx, c.ID, f, path)
+		if err != nil {
+			return err
+		}
+		if same {
 			a.note("%s is there already, and the same", path)
-		default:
+		} else {
 			return failf("%s is there already", path).
 				withHint("choose another folder (-o %s), or replace it with --force", short(c.ID))
 		}
@@ -226,26 +234,32 @@ func hashKnown(f wire.File, sum string) bool {
 	return strings.EqualFold(sum, f.SHA256) || strings.EqualFold(sum, f.SHA256Plain)
 }
 
-// sameFile reports whether a file is there already with the contents that the record
-// names.
-func sameFile(path string, f wire.File) bool {
-	if f.SHA256 == "" && f.SHA256Plain == "" {
-		return false
-	}
+// sameFile reports whether what is at path has the contents of a file on the box: by the
+// hash that the record names, else by fetching the file and comparing. The error is that of
+// fetching.
+func (a *app) sameFile(ctx context.Context, id string, f wire.File, path string) (bool, error) {
 	info, err := os.Lstat(path)
-	if err != nil || !info.Mode().IsRegular() {
-		return false
+	if err != nil || !info.Mode().IsRegular() || uint64(info.Size()) != f.Bytes {
+		return false, nil
 	}
 	in, err := os.Open(path)
 	if err != nil {
-		return false
+		return false, nil
 	}
 	defer in.Close()
 	hash := sha256.New()
 	if _, err := io.Copy(hash, in); err != nil {
-		return false
+		return false, nil
 	}
-	return hashKnown(f, hex.EncodeToString(hash.Sum(nil)))
+	sum := hex.EncodeToString(hash.Sum(nil))
+	if f.SHA256 == "" && f.SHA256Plain == "" {
+		hash.Reset()
+		if err := a.fetch(ctx, id, f, hash); err != nil {
+			return false, err
+		}
+		return hex.EncodeToString(hash.Sum(nil)) == sum, nil
+	}
+	return hashKnown(f, sum), nil
 }
 
 // filesHere gives the files that can be fetched, and how many are still being written.
