@@ -139,11 +139,11 @@ func (c *capture) start(p *plan) (_ *running, err error) {
 	options := spool.Options{
 		Create: c.create, Segment: seal.segments(p.request.Format),
 		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize), Ahead: d.mayAllocate,
-		Admit: c.admit, Release: d.spool.Release,
+		Admit: c.admit, Release: d.spool.Release, Written: d.spool.Written,
 		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
 	}
 	if p.stream {
-		options.Discard, options.Admit, options.Release = true, nil, nil
+		options.Discard, options.Admit = true, nil
 		if r.tap, err = newTap(newStreamEncoder(c.id, p, d)); err != nil {
 			return nil, startProblem(err)
 		}

@@ -89,10 +89,9 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	}
 	defer release()
 	if !p.stream {
-		if err := d.admitBytes(1); err != nil {
+		if err := d.anyRoom(); err != nil {
 			return nil, nil, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(), Hint: noSpaceHint}
 		}
-		d.spool.Release(1)
 	}
 	if err := p.checkInterfaces(); err != nil {
 		return nil, nil, err

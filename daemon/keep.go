@@ -10,15 +10,31 @@ import (
 	"capd/daemon/spool"
 )
 
-// admitBytes grants a capture n more bytes of the spool, within limits.spool_size and
-// limits.min_free_space, which are shares of its file system, or of memory.
-func (d *Daemon) admitBytes(n int64) error {
+// bounds are limits.spool_size and limits.min_free_space in bytes; they can be shares of
+// the spool's file system, or of memory.
+func (d *Daemon) bounds() (size, keep int64, err error) {
 	total, _, err := d.spool.Space()
+	lim := d.config().Limits
+	return int64(lim.SpoolSize.Of(wire.Size(total))), int64(lim.MinFreeSpace.Of(wire.Size(total))), err
+}
+
+// admitBytes grants a capture n more bytes of the spool, within its bounds.
+func (d *Daemon) admitBytes(n int64) error {
+	size, keep, err := d.bounds()
 	if err != nil {
 		return err
 	}
-	lim := d.config().Limits
-	return d.spool.Admit(n, int64(lim.SpoolSize.Of(wire.Size(total))), int64(lim.MinFreeSpace.Of(wire.Size(total))))
+	return d.spool.Admit(n, size, keep)
+}
+
+// anyRoom tells why the spool has no room for another capture, or nil.
+func (d *Daemon) anyRoom() error {
+	err := d.admitBytes(1)
+	if err == nil {
+		d.spool.Written(1)
+		d.spool.Release(1)
+	}
+	return err
 }
 
 // expireLater forgets a finished capture when limits.retention is over. What is not
@@ -43,14 +59,14 @@ func (d *Daemon) expireLater(c *capture, completed time.Time) {
 	})
 }
 
-// mayAllocate tells whether a segment of n bytes may be allocated before it is filled: it
-// must not take the space that limits.min_free_space keeps free.
+// mayAllocate grants that a segment of n bytes is allocated before it is filled
+// (spool.Options.Ahead).
 func (d *Daemon) mayAllocate(n int64) bool {
 	if d.spool.InMemory() {
 		return false // memory is taken as it is needed
 	}
-	total, free, err := d.spool.Space()
-	return err == nil && free-n > int64(d.config().Limits.MinFreeSpace.Of(wire.Size(total)))
+	_, keep, err := d.bounds()
+	return err == nil && d.spool.Reserve(n, keep) == nil
 }
 
 // refusal remembers for a moment that there was no room, so that a flood does not ask for

@@ -3,6 +3,9 @@ package testbed
 import (
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -59,4 +62,84 @@ func (d *Disk) Fill() (room func()) {
 	}
 	resize(blocks - st.Bfree + 4) // room for folders and the like
 	return func() { resize(blocks) }
+}
+
+// LoopDisk is an ext4 file system of its own, on a loop device.
+type LoopDisk struct {
+	Dir string
+
+	t      testing.TB
+	folder *os.File
+	frozen bool
+}
+
+// NewLoopDisk makes a file system on a disk of size bytes, until the end of the test.
+func NewLoopDisk(t testing.TB, size int64) *LoopDisk {
+	t.Helper()
+	NeedRoot(t)
+	NeedCommand(t, "mkfs.ext4", "mount", "umount")
+	image := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, "mkfs.ext4", "-q", "-F", image)
+	d := &LoopDisk{t: t, Dir: t.TempDir()}
+	if out, err := exec.Command("mount", "-o", "loop", image, d.Dir).CombinedOutput(); err != nil {
+		Lacking(t, fmt.Sprintf("loop devices: %v: %s", err, out))
+	}
+	t.Cleanup(func() { Run(t, "umount", d.Dir) })
+	var err error
+	if d.folder, err = os.Open(d.Dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.folder.Close() })
+	return d
+}
+
+// Free is how many bytes are free for those who are not privileged.
+func (d *LoopDisk) Free() int64 {
+	d.t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.Dir, &st); err != nil {
+		d.t.Fatal(err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize)
+}
+
+const (
+	fiFreeze    = 0xc0045877 // FIFREEZE (include/uapi/linux/fs.h)
+	fiThaw      = 0xc0045878 // FITHAW
+	extShutdown = 0x8004587d // EXT4_IOC_SHUTDOWN (fs/ext4/ext4.h)
+)
+
+// Freeze makes every write wait until Thaw: what a disk that hangs looks like from above.
+func (d *LoopDisk) Freeze() {
+	d.t.Helper()
+	if err := unix.IoctlSetInt(int(d.folder.Fd()), fiFreeze, 0); err != nil {
+		d.t.Fatalf("FIFREEZE: %v", err)
+	}
+	d.frozen = true
+}
+
+// Thaw ends Freeze; it may be called without it.
+func (d *LoopDisk) Thaw() {
+	if !d.frozen {
+		return
+	}
+	if err := unix.IoctlSetInt(int(d.folder.Fd()), fiThaw, 0); err != nil {
+		d.t.Errorf("FITHAW: %v", err)
+	}
+	d.frozen = false
+}
+
+// Die makes every write fail from now on, as a disk that is broken does.
+func (d *LoopDisk) Die() {
+	d.t.Helper()
+	const noLogFlush = 2 // EXT4_GOING_FLAGS_NOLOGFLUSH
+	if err := unix.IoctlSetPointerInt(int(d.folder.Fd()), extShutdown, noLogFlush); err != nil {
+		d.t.Fatalf("EXT4_IOC_SHUTDOWN: %v", err)
+	}
 }

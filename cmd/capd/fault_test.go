@@ -128,9 +128,9 @@ func TestInterfaceMovesAway(t *testing.T) {
 
 // Somebody else fills the disk: the capture ends with what it has, whole, and says why.
 func TestDiskIsFilledByOthers(t *testing.T) {
-	disk := frozenDisk(t)
+	disk := testbed.NewLoopDisk(t, 1<<30)
 	p := testbed.NewPair(t)
-	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[limits]\nspool_size = \"900mb\"\nmin_free_space = \"50mb\"\n[spool]\ndir = %q\n", disk.dir+"/spool"))
+	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[limits]\nspool_size = \"900mb\"\nmin_free_space = \"50mb\"\n[spool]\ndir = %q\n", disk.Dir+"/spool"))
 	id := d.Must("start", "--hook", "prerouting", "--segment-size", "5mb")
 	inject := func(count int) {
 		t.Helper()
@@ -139,7 +139,7 @@ func TestDiskIsFilledByOthers(t *testing.T) {
 		}
 	}
 	inject(2000)
-	filler, err := os.Create(filepath.Join(disk.dir, "filler"))
+	filler, err := os.Create(filepath.Join(disk.Dir, "filler"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,11 +159,7 @@ func TestDiskIsFilledByOthers(t *testing.T) {
 		judgeFile(t, path, c.Files[i].Packets)
 	}
 	// What the capture had been granted and did not fill is free again: fill that too.
-	var left unix.Statfs_t
-	if err := unix.Statfs(disk.dir, &left); err != nil {
-		t.Fatal(err)
-	}
-	if more := int64(left.Bavail)*int64(left.Bsize) - 40<<20; more > 0 {
+	if more := disk.Free() - 40<<20; more > 0 {
 		if err := unix.Fallocate(int(filler.Fd()), 0, 850<<20, more); err != nil {
 			t.Fatal(err)
 		}
@@ -179,24 +175,17 @@ func TestDiskIsFilledByOthers(t *testing.T) {
 	d.Must("stop", d.Must("start")) // there is room again
 }
 
-// extShutdown is EXT4_IOC_SHUTDOWN (fs/ext4/ext4.h): what a dying disk does to a file
-// system, which from then on fails every write.
-const extShutdown = 0x8004587d
-
 // A disk that dies under a capture ends it; what was captured and cannot be written is
 // lost, and counted as that.
 func TestDiskDies(t *testing.T) {
-	disk := frozenDisk(t)
+	disk := testbed.NewLoopDisk(t, 1<<30)
 	p := testbed.NewPair(t)
-	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[limits]\nspool_size = \"900mb\"\n[spool]\ndir = %q\n", disk.dir+"/spool"))
+	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[limits]\nspool_size = \"900mb\"\n[spool]\ndir = %q\n", disk.Dir+"/spool"))
 	id := startInjected(t, d)
 	f := &flood{t: t, ns: p.B}
 	f.inject(onOne(3000, 1400))
 	d.Await(id, "capturing", func(c wire.Capture) bool { return c.Packets.Captured == f.count })
-	flag := uint32(2) // EXT4_GOING_FLAGS_NOLOGFLUSH
-	if err := unix.IoctlSetPointerInt(int(disk.folder.Fd()), extShutdown, int(flag)); err != nil {
-		t.Fatalf("EXT4_IOC_SHUTDOWN: %v", err)
-	}
+	disk.Die()
 	c := d.Await(id, "ended", func(c wire.Capture) bool {
 		if c.Status == wire.StatusRunning {
 			f.inject(onOne(500, 1400))
@@ -218,13 +207,13 @@ func TestDiskDies(t *testing.T) {
 
 // capd's folder on a disk that nobody may write to, or none at all: it says so and ends.
 func TestStateDirectoryIsReadOnly(t *testing.T) {
-	disk := frozenDisk(t)
-	testbed.Run(t, "mount", "-o", "remount,ro", disk.dir)
+	disk := testbed.NewLoopDisk(t, 1<<30)
+	testbed.Run(t, "mount", "-o", "remount,ro", disk.Dir)
 	bin := testbed.Build(t)
 	cmd := exec.Command("ip", "netns", "exec", testbed.NewNS(t), filepath.Join(bin, "capd"), "--config", os.DevNull)
-	cmd.Env = append(os.Environ(), "CAPD_SOCKET="+filepath.Join(t.TempDir(), "s"), "CAPD_STATE_DIR="+disk.dir+"/state")
+	cmd.Env = append(os.Environ(), "CAPD_SOCKET="+filepath.Join(t.TempDir(), "s"), "CAPD_STATE_DIR="+disk.Dir+"/state")
 	out, err := cmd.CombinedOutput()
-	if err == nil || !bytes.Contains(out, []byte("read-only file system")) || !bytes.Contains(out, []byte(disk.dir+"/state")) {
+	if err == nil || !bytes.Contains(out, []byte("read-only file system")) || !bytes.Contains(out, []byte(disk.Dir+"/state")) {
 		t.Errorf("capd on a read-only disk: %v: %s", err, out)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -324,20 +323,20 @@ func TestLossWhileStopped(t *testing.T) {
 // receive buffer, and then packets are lost and counted. A frozen file system is what a
 // disk that hangs looks like from above.
 func TestLossWhileTheDiskStalls(t *testing.T) {
-	disk := frozenDisk(t)
+	disk := testbed.NewLoopDisk(t, 1<<30)
 	p := testbed.NewPair(t)
-	d := testbed.StartDaemon(t, p.B, strings.ReplaceAll(overloaded, "30gb", "900mb")+fmt.Sprintf("[spool]\ndir = %q\n", disk.dir+"/spool"))
-	t.Cleanup(disk.thaw) // before capd is stopped
+	d := testbed.StartDaemon(t, p.B, strings.ReplaceAll(overloaded, "30gb", "900mb")+fmt.Sprintf("[spool]\ndir = %q\n", disk.Dir+"/spool"))
+	t.Cleanup(disk.Thaw) // before capd is stopped
 	f := &flood{t: t, ns: p.B}
 	id := startInjected(t, d)
 	f.inject(onOne(2000, 1400))
-	disk.freeze()
+	disk.Freeze()
 	d.Await(id, "lossy", func(c wire.Capture) bool {
 		f.inject(onOne(10_000, 1400))
 		return c.Packets.Lost > 0 || *c.Packets.Matched > c.Packets.Captured+100_000
 	})
 	while := shown(t, d, id)
-	disk.thaw()
+	disk.Thaw()
 	d.Await(id, "going on", func(c wire.Capture) bool {
 		f.inject(onOne(100, 1400))
 		return c.Packets.Captured > while.Packets.Captured && c.Packets.Lost > 0
@@ -396,63 +395,6 @@ func TestLossBesideAForeignRule(t *testing.T) {
 	if len(c.Warnings) != 1 || c.Warnings[0].Code != "foreign_packets" {
 		t.Errorf("warnings %+v, want foreign_packets", c.Warnings)
 	}
-}
-
-// disk is a file system of its own, on a loop device.
-type disk struct {
-	t      *testing.T
-	dir    string
-	folder *os.File
-	frozen bool
-}
-
-func frozenDisk(t *testing.T) *disk {
-	t.Helper()
-	testbed.NeedRoot(t)
-	testbed.NeedCommand(t, "mkfs.ext4", "mount", "umount")
-	image := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 1<<30); err != nil {
-		t.Fatal(err)
-	}
-	testbed.Run(t, "mkfs.ext4", "-q", "-F", image)
-	k := &disk{t: t, dir: t.TempDir()}
-	if out, err := exec.Command("mount", "-o", "loop", image, k.dir).CombinedOutput(); err != nil {
-		testbed.Lacking(t, fmt.Sprintf("loop devices: %v: %s", err, out))
-	}
-	t.Cleanup(func() { testbed.Run(t, "umount", k.dir) })
-	var err error
-	if k.folder, err = os.Open(k.dir); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { k.folder.Close() })
-	return k
-}
-
-// include/uapi/linux/fs.h
-const (
-	fiFreeze = 0xc0045877
-	fiThaw   = 0xc0045878
-)
-
-func (k *disk) freeze() {
-	k.t.Helper()
-	if err := unix.IoctlSetInt(int(k.folder.Fd()), fiFreeze, 0); err != nil {
-		k.t.Fatalf("FIFREEZE: %v", err)
-	}
-	k.frozen = true
-}
-
-func (k *disk) thaw() {
-	if !k.frozen {
-		return
-	}
-	if err := unix.IoctlSetInt(int(k.folder.Fd()), fiThaw, 0); err != nil {
-		k.t.Errorf("FITHAW: %v", err)
-	}
-	k.frozen = false
 }
 
 // More than the box can take: every CPU injects whole packets at full speed, and capd has

@@ -17,18 +17,29 @@ type segment struct {
 	admitted        int64 // bytes that Admit has granted; the producer's until the segment is finished
 	firstNS, lastNS int64 // timestamps so far, nanoseconds since the epoch
 
-	make   func(name string) (*os.File, error)
-	file   *os.File
-	direct bool
-	alloc  int64 // bytes preallocated
-	onDisk int64 // bytes below this offset were written without an error
-	err    error
+	make      func(name string) (*os.File, error)
+	file      *os.File
+	direct    bool
+	allocated bool  // the whole segment's room, before its first large write
+	onDisk    int64 // bytes below this offset were written without an error
+	settled   int64 // bytes of admitted that Options.Written knows of
+	err       error
 
 	encode  Encode // nil: as it is
 	encoder Encoder
 	hurried bool
 	sink    sink
 	plain   hash.Hash // of what went into encoder
+	passed  int64     // bytes of it
+}
+
+// certain is how many of the segment's bytes, before they are encoded, need no more room
+// than its file has.
+func (s *segment) certain() int64 {
+	if s.encode == nil {
+		return s.onDisk
+	}
+	return max(0, s.passed-2*sinkSize) // the sink and the encoder hold less than that
 }
 
 // create makes the segment's file, once.
@@ -46,15 +57,8 @@ func (s *segment) create() error {
 	return nil
 }
 
-// write puts data at offset. Data is sector aligned in address, length and offset. ahead
-// bytes of the file are allocated before, so that its extents stay in one piece and the
-// file system does its bookkeeping once.
-func (s *segment) write(data []byte, offset, ahead int64) error {
-	if ahead > s.alloc {
-		// Where that is not offered, or there is no room after all, the write itself tells.
-		_ = unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, ahead)
-		s.alloc = ahead
-	}
+// write puts data at offset. Data is sector aligned in address, length and offset.
+func (s *segment) write(data []byte, offset int64) error {
 	for len(data) > 0 {
 		n, err := unix.Pwrite(int(s.file.Fd()), data, offset)
 		switch {

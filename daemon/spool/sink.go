@@ -24,7 +24,7 @@ func (s *sink) Write(p []byte) (int, error) {
 		n := copy(s.buf[s.fill:], p)
 		p, s.fill = p[n:], s.fill+n
 		if s.fill == len(s.buf) {
-			if err := s.seg.write(s.buf, s.offset, 0); err != nil {
+			if err := s.seg.write(s.buf, s.offset); err != nil {
 				return total - len(p), err
 			}
 			s.offset, s.fill = s.offset+int64(len(s.buf)), 0
@@ -39,7 +39,7 @@ func (s *sink) sync() error {
 	end := (s.fill + sector - 1) &^ (sector - 1)
 	clear(s.buf[s.fill:end])
 	if end > 0 {
-		if err := s.seg.write(s.buf[:end], s.offset, 0); err != nil {
+		if err := s.seg.write(s.buf[:end], s.offset); err != nil {
 			return err
 		}
 	}

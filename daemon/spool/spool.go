@@ -28,6 +28,7 @@ type Spool struct {
 	segments string
 	memory   *memoryFiles // nil: segments lie on the disk
 	used     atomic.Int64 // bytes in segments, as admitted and not given back
+	waiting  atomic.Int64 // bytes that were granted and are not on the file system yet
 	locks    []*os.File   // the folders, open
 }
 
@@ -105,22 +106,44 @@ type full struct{}
 func (full) Error() string        { return "the spool is full" }
 func (full) Is(target error) bool { return target == syscall.ENOSPC }
 
+// slack is what a grant leaves free beyond limits.min_free_space, in bytes: for what is
+// written without having been granted, which is the heads of segments and what a file
+// system needs for a segment's extents and its folder.
+const slack = 1 << 20
+
 // Admit grants a segment n more bytes, unless the spool would then hold more than size
-// bytes or its file system have less than keep bytes free.
+// bytes, or its file system have less than keep bytes free once all that was granted is
+// written.
 func (s *Spool) Admit(n, size, keep int64) error {
 	if used := s.used.Add(n); used > size {
 		s.used.Add(-n)
 		return fmt.Errorf("%w: it holds %d bytes of the %d that limits.spool_size allows", ErrFull, used-n, size)
 	}
-	if _, free, err := s.Space(); err != nil || free-n < keep {
+	if err := s.Reserve(n, keep); err != nil {
 		s.used.Add(-n)
-		if err != nil {
-			return err
-		}
-		return fmt.Errorf("%w: its %s has %d bytes free, and limits.min_free_space keeps %d", ErrFull, s.medium(), free, keep)
+		return err
 	}
 	return nil
 }
+
+// Reserve sets n bytes of the file system aside until Written, as Admit does, but does not
+// count them as used.
+func (s *Spool) Reserve(n, keep int64) error {
+	// What is written meanwhile is counted twice for a moment, never not at all.
+	waiting := s.waiting.Add(n)
+	_, free, err := s.Space()
+	if err == nil && free-waiting-slack < keep {
+		err = fmt.Errorf("%w: its %s has %d bytes free, %d of them are granted already, and limits.min_free_space keeps %d", ErrFull, s.medium(), free, waiting-n, keep)
+	}
+	if err != nil {
+		s.waiting.Add(-n)
+	}
+	return err
+}
+
+// Written tells that n bytes of what Admit or Reserve granted are on the file system now,
+// and missing in what it says is free, or that they never will be.
+func (s *Spool) Written(n int64) { s.waiting.Add(-n) }
 
 // Release gives back what Admit granted and is not on the disk, or not any more.
 func (s *Spool) Release(n int64) { s.used.Add(-n) }

@@ -53,13 +53,16 @@ type Options struct {
 	// cut into blocks of BlockSize(len(Memory)); at least two must fit.
 	Memory []byte
 	// SegmentSize is the expected length of a segment in bytes, which is allocated ahead
-	// where Ahead says that there is room to; 0 = none. A nil Ahead means always.
+	// where Ahead grants it; a nil Ahead never does.
 	SegmentSize int64
 	Ahead       func(n int64) bool
 	// Admit is asked for room on the disk, a block at a time; its error is what Room gives.
-	// Release gives back what of it a finished segment did not need. Both may be nil.
+	// Release gives back what of it a finished segment did not need. Written is told how
+	// much of what Admit or Ahead granted needs to be set aside no more, because the file
+	// has it or will not get it. All three may be nil, if Ahead is nil too.
 	Admit   func(n int64) error
 	Release func(n int64)
+	Written func(n int64)
 	// Finished is called once for each segment, in order, when the file has its final
 	// length and is on stable storage. It runs on a goroutine of the Writer.
 	Finished func(Segment)
@@ -368,6 +371,7 @@ func (w *Writer) run() {
 	var before chan struct{} // closed when the previous segment has been reported
 	for o := range w.ops {
 		w.perform(o)
+		w.settle(o.seg, o.seg.certain())
 		if o.kind == opFinish {
 			// Making the file durable can take long: the next segment is written meanwhile.
 			after := make(chan struct{})
@@ -379,6 +383,7 @@ func (w *Writer) run() {
 				if s.Err != nil {
 					w.fail(s.Err)
 				}
+				w.settle(o.seg, o.seg.admitted)
 				if w.opt.Release != nil {
 					w.opt.Release(o.seg.admitted - s.Bytes)
 				}
@@ -404,6 +409,14 @@ func (w *Writer) run() {
 
 func (w *Writer) fail(err error) { w.failed.CompareAndSwap(nil, &err) }
 
+// settle tells Written that n bytes of the segment's grants are settled.
+func (w *Writer) settle(s *segment, n int64) {
+	if w.opt.Written != nil {
+		w.opt.Written(n - s.settled)
+	}
+	s.settled = n
+}
+
 // perform writes an op's bytes, unless writing has failed already.
 func (w *Writer) perform(o op) {
 	s := o.seg
@@ -423,10 +436,11 @@ func (w *Writer) perform(o op) {
 		return
 	}
 	if err == nil && len(o.data) > 0 {
-		err = s.write(o.data, o.offset, w.ahead(o))
+		w.allocate(o)
+		err = s.write(o.data, o.offset)
 	}
 	if err == nil && o.tail != nil {
-		err = s.write(o.tail[:], o.offset+int64(len(o.data)), 0)
+		err = s.write(o.tail[:], o.offset+int64(len(o.data)))
 	}
 	if err == nil {
 		s.onDisk = o.offset + int64(len(o.data))
@@ -436,13 +450,17 @@ func (w *Writer) perform(o op) {
 	w.fail(err)
 }
 
-// ahead is how much of an op's segment is to be allocated with its first large write.
-func (w *Writer) ahead(o op) int64 {
+// allocate takes the whole segment's room with its first large write, so that its extents
+// stay in one piece and the file system does its bookkeeping once.
+func (w *Writer) allocate(o op) {
 	size := w.opt.SegmentSize
-	if o.seg.alloc > 0 || len(o.data) < 1<<20 || (w.opt.Ahead != nil && !w.opt.Ahead(size)) {
-		return 0
+	if o.seg.allocated || len(o.data) < 1<<20 || w.opt.Ahead == nil || !w.opt.Ahead(size) {
+		return
 	}
-	return size
+	// Where that is not offered, or there is no room after all, the write itself tells.
+	_ = unix.Fallocate(int(o.seg.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+	o.seg.allocated = true
+	w.opt.Written(size)
 }
 
 // pass puts an op's bytes through the segment's encoding.
@@ -473,6 +491,7 @@ func (w *Writer) pass(o op) error {
 		s.Hurried += int64(len(o.data))
 	}
 	s.plain.Write(o.data)
+	s.passed += int64(len(o.data))
 	if _, err := s.encoder.Write(o.data); err != nil {
 		return fmt.Errorf("encode segment %s: %w", s.Name, err)
 	}

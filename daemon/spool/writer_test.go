@@ -88,6 +88,7 @@ func newTestWriter(t testing.TB, dir string, memorySize int) (*Writer, *finished
 	w, err := NewWriter(Options{
 		Create: InFolder(dir), Segment: plainSegments,
 		Memory: memory(t, memorySize), SegmentSize: 8 << 20, Finished: done.add, Repair: repairRecords,
+		Ahead: func(int64) bool { return true }, Written: func(int64) {},
 	})
 	if err != nil {
 		t.Fatal(err)
