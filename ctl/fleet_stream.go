@@ -35,6 +35,7 @@ func (a *app) streamAll(cmd *cobra.Command, boxes []*box) error {
 	r := a.newFleetRun(boxes)
 	var inputs []merge.LiveInput
 	ends := map[*part]*io.PipeWriter{}
+	known := &clocks{}
 	for _, p := range r.parts {
 		reader, writer := io.Pipe()
 		inputs, ends[p] = append(inputs, merge.LiveInput{Host: p.box.label, R: brokenPipe{reader}}), writer
@@ -42,14 +43,15 @@ func (a *app) streamAll(cmd *cobra.Command, boxes []*box) error {
 	r.prepare = func(sub *app, p *part) {
 		sub.stdout = ends[p]
 		sub.signals = leave.signals(a.signals)
+		sub.clocks = known
 	}
 	// A box that gave nothing is told of by its own error.
 	r.done = func(p *part) { ends[p].Close() }
 	var result merge.Result
 	var writing sync.WaitGroup
 	writing.Go(func() {
-		section := pcapng.Section{Application: "capctl " + wire.Version, Comment: fmt.Sprintf("merged live from %d hosts by capctl %s; clock offsets not known", len(boxes), wire.Version)}
-		result, err = merge.Live(out, section, inputs)
+		section := pcapng.Section{Application: "capctl " + wire.Version, Comment: fmt.Sprintf("merged live from %d hosts by capctl %s; each interface's comment tells its host's clock", len(boxes), wire.Version)}
+		result, err = merge.Live(out, section, inputs, known.text)
 		if err != nil {
 			leave.now()
 			cancel()

@@ -165,6 +165,17 @@ func TestFleet(t *testing.T) {
 		t.Errorf("%v", names)
 	}
 
+	// No manifest is beside them: the files tell of their clocks, and with -H the boxes do.
+	if text := testbed.Run(t, "capinfos", all); strings.Count(text, "synchronized, wrong by at most ") < 6 || strings.Contains(text, "clock offset ") ||
+		!strings.Contains(text, "of edge-2: capd capture=") {
+		t.Errorf("%s", text)
+	}
+	_, stderr = f.capctl(0, "-H", "edge-1", "-H", "edge-down", "merge", "-f", "-o", all, collected)
+	if text := testbed.Run(t, "capinfos", all); strings.Count(text, "clock offset ") != 2 || strings.Count(text, "synchronized, wrong by at most ") < 6 ||
+		!strings.Contains(stderr, "edge-down: its clock cannot be asked: ") {
+		t.Errorf("%s%s", text, stderr)
+	}
+
 	// A capture that one box alone has; the request from stdin for each; --wait.
 	if _, stderr := f.capctl(5, "-H", "@edge", "rm", "lone"); strings.Count(stderr, "no capture has") != 2 || !strings.Contains(stderr, "edge-2: removed lone") {
 		t.Errorf("%s", stderr)
@@ -209,6 +220,9 @@ func TestFleet(t *testing.T) {
 	}
 	if names["edge-1/lo"] != 6 || names["edge-2/lo"] != 6 || names["edge-3/lo"] != 6 || !testbed.Capinfos(t, streamed).Ordered {
 		t.Errorf("%v", names)
+	}
+	if text := testbed.Run(t, "capinfos", streamed); strings.Count(text, "clock offset ") != 3 || strings.Contains(text, "clock offset unknown") {
+		t.Errorf("each interface should tell its host's clock: %s", text)
 	}
 
 	// Who has seen enough ends them all.

@@ -64,6 +64,7 @@ type app struct {
 	args   []string // as given
 	hosts  []string // as given: hosts and @groups
 	box    *box     // the box that this run is for; nil = this machine
+	clocks *clocks  // what is to be known of the boxes' clocks; nil: nobody asks
 	socket string
 	netns  string
 
@@ -182,7 +183,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	root.SetHelpCommand(help)
 	for _, cmd := range []*cobra.Command{
 		a.startCommand(), a.listCommand(), a.showCommand(), a.stopCommand(), a.watchCommand(), a.tailCommand(),
-		a.downloadCommand(), never(a.verifyCommand()), never(a.mergeCommand()), a.retryCommand(), a.removeCommand(),
+		a.downloadCommand(), never(a.verifyCommand()), a.mergeCommand(), a.retryCommand(), a.removeCommand(),
 		a.explainCommand(), a.destinationCommand(), a.doctorCommand(),
 		a.versionCommand(), never(a.completionCommand()), help, never(a.dialStdioCommand()), never(a.manCommand()),
 	} {

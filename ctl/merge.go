@@ -1,11 +1,13 @@
 package ctl
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,15 +39,20 @@ classic pcap, also compressed (.zst) or sealed (.age, with --identity); of a DIR
 that are below it. Memory stays bounded, however large they are.
 
 Interfaces are named host/interface. The host is what the file itself says, else the
-manifest.json beside it, else the file's name; HOST=FILE says it. What the manifest
-tells of each host's clock stands in the comment of the merged file, and --shift sets a
-clock right that is known to be wrong.
+manifest.json beside it, else the file's name; HOST=FILE says it. The
+comments of the merged file and of its interfaces tell what is known of each host's clock:
+from its manifest, else from the file itself; with -H, by how much that box's clock differs
+from this machine's now, measured through ssh. --shift sets a clock right that is wrong.
+
+Comments, names, TLS secrets and options that other programs wrote are kept, except such as
+forbid to be copied: these are counted.
 
 With -o - the result goes into a pipe. A file that ends early, as one cut by a power
 failure does, is merged up to there, which is told, and the exit code is 1.`,
 		Example: `  capctl merge -o all.pcapng edge-1/*.pcapng edge-2/*.pcapng
   capctl merge -o - captures | wireshark -k -i -
   capctl merge -o both.pcapng lan=tcpdump-lan.pcap wan=tcpdump-wan.pcap
+  capctl -H edge-1 -H edge-2 merge -o all.pcapng captures
   capctl merge --identity key.txt --shift edge-2=-1.5ms -o all.pcapng captures`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -56,7 +63,9 @@ failure does, is merged up to there, which is told, and the exit code is 1.`,
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return a.merge(args, out, force, identities, shifts) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.merge(cmd.Context(), args, out, force, identities, shifts)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&out, "output", "o", "", "write `OUT`; -: to stdout")
@@ -64,10 +73,10 @@ failure does, is merged up to there, which is told, and the exit code is 1.`,
 	f.StringArrayVar(&identities, "identity", nil, "open sealed files with the age identity or SSH key in `FILE`; repeatable")
 	f.StringArrayVar(&shifts, "shift", nil, "add a time to those of a host: `HOST=±DURATION`; repeatable")
 	_ = cmd.RegisterFlagCompletionFunc("shift", noFiles)
-	return cmd
+	return annotate(cmd, hostsItself)
 }
 
-func (a *app) merge(args []string, out string, force bool, identities, shifts []string) error {
+func (a *app) merge(ctx context.Context, args []string, out string, force bool, identities, shifts []string) error {
 	if out == "-" && a.screenOf(a.stdout).terminal {
 		return usagef("a capture is not written to a terminal").withHint("give it to a program or a file: capctl merge -o - … | tshark -r -")
 	}
@@ -75,7 +84,10 @@ func (a *app) merge(args []string, out string, force bool, identities, shifts []
 	if err != nil {
 		return err
 	}
-	set := &mergeSet{app: a, identities: ids, manifests: map[string]*wire.Manifest{}, clocks: map[string]wire.ClockState{}}
+	set := &mergeSet{app: a, identities: ids, manifests: map[string]*wire.Manifest{}, clocks: &clocks{}}
+	if err := a.askClocks(ctx, set.clocks); err != nil {
+		return err
+	}
 	if set.shifts, err = parseShifts(shifts); err != nil {
 		return err
 	}
@@ -97,7 +109,11 @@ func (a *app) merge(args []string, out string, force bool, identities, shifts []
 			return usagef("--shift: no file is from %q", host).withHint("hosts: %s", strings.Join(m.Hosts(), ", "))
 		}
 	}
-	section := pcapng.Section{Application: "capctl " + wire.Version, Comment: set.comment(m.Hosts())}
+	for _, s := range m.Sections() {
+		set.clocks.fromFile(s.Host, s.Section)
+	}
+	m.About(set.clocks.text)
+	section := pcapng.Section{Application: "capctl " + wire.Version, Comment: set.comment(m.Hosts()), More: aboutFiles(m.Sections())}
 	var result merge.Result
 	if out == "-" {
 		result, err = m.Write(a.stdout, section)
@@ -115,6 +131,13 @@ func (a *app) merge(args []string, out string, force bool, identities, shifts []
 	}
 	if result.Unordered > 0 {
 		a.note("%s stood far out of order in their file, and are so still", plural(result.Unordered, "packet", "packets"))
+	}
+	var left []string
+	for _, what := range slices.Sorted(maps.Keys(result.LeftOut)) {
+		left = append(left, fmt.Sprintf("%s × %s", count(result.LeftOut[what]), what))
+	}
+	if len(left) > 0 {
+		a.note("left out, as it must not or cannot be carried over: %s", strings.Join(left, ", "))
 	}
 	a.note("%s from %s of %s", plural(result.Packets, "packet", "packets"), plural(uint64(len(set.inputs)), "file", "files"), plural(uint64(len(m.Hosts())), "host", "hosts"))
 	if n := uint64(len(result.Ended)); n > 0 {
@@ -156,9 +179,9 @@ type mergeSet struct {
 	identities []unseal.Identity
 	shifts     map[string]time.Duration
 	inputs     []merge.Input
-	manifests  map[string]*wire.Manifest  // by the path of a capture's file
-	clocks     map[string]wire.ClockState // by host
-	looked     []string                   // folders whose manifests were read
+	manifests  map[string]*wire.Manifest // by the path of a capture's file
+	clocks     *clocks
+	looked     []string // folders whose manifests were read
 }
 
 // add takes up an argument: FILE, HOST=FILE, - or DIR.
@@ -211,10 +234,7 @@ func (s *mergeSet) file(host, path string, once bool) error {
 	}
 	if m := s.manifests[path]; m != nil {
 		fallback = m.Capture.Host
-		name := orElse(host, fallback)
-		if known, ok := s.clocks[name]; !ok || m.Clock.Time.After(known.Time.Time) {
-			s.clocks[name] = m.Clock
-		}
+		s.clocks.fromManifest(orElse(host, fallback), m.Clock)
 	}
 	in := merge.Input{Name: path, Host: host, Fallback: fallback, Once: once,
 		Open: func() (io.ReadCloser, error) {
@@ -305,16 +325,7 @@ func (s *mergeSet) readManifests(dir string) {
 func (s *mergeSet) comment(hosts []string) string {
 	lines := []string{fmt.Sprintf("merged from %s by capctl %s", plural(uint64(len(s.inputs)), "file", "files"), wire.Version)}
 	for _, host := range hosts {
-		line := "host " + orElse(host, "(unknown)") + ": "
-		if c, ok := s.clocks[host]; ok {
-			state := "clock not synchronized"
-			if c.Synchronized {
-				state = "clock synchronized"
-			}
-			line += fmt.Sprintf("%s, offset %s, wrong by at most %s, at %s", state, time.Duration(c.OffsetNS), time.Duration(c.MaxErrorUS)*time.Microsecond, c.Time.UTC().Format(time.RFC3339))
-		} else {
-			line += "clock offset not known"
-		}
+		line := "host " + orElse(host, "(unknown)") + ": " + s.clocks.text(host)
 		if d := s.shifts[host]; d != 0 {
 			line += fmt.Sprintf("; times shifted by %s", d)
 		}

@@ -63,6 +63,7 @@ func (a *app) tail(ctx context.Context, ref, to string) error {
 	}
 	ctx, cancel := context.WithCancel(ctx) // a signal ends it
 	defer cancel()
+	a.noteClock(ctx)
 	r, err := a.client().Stream(ctx, ref, a.streamOptions(to))
 	if err != nil {
 		out.abandon()
@@ -118,6 +119,7 @@ func (a *app) startStream(ctx context.Context, req wire.StartRequest, to string)
 			cancel()
 		}
 	})
+	a.noteClock(ctx)
 	id, r, err := a.client().StartStream(ctx, req, a.streamOptions(to))
 	if err != nil {
 		out.abandon()

@@ -43,7 +43,7 @@ func hexadecimal(b []byte, key string, value uint32) []byte {
 const commentStart = "capd"
 
 // sectionComment is what a reader of the file alone should know of the capture.
-func sectionComment(id string, r *wire.StartRequest, host string) string {
+func sectionComment(id string, r *wire.StartRequest, host string, clock wire.ClockState) string {
 	b := field([]byte(commentStart), "capture", id)
 	b = field(b, "host", host)
 	if r.Name != "" {
@@ -66,7 +66,13 @@ func sectionComment(id string, r *wire.StartRequest, host string) string {
 	if r.HeadersOnly {
 		b = field(b, "headers_only", "true")
 	}
-	return string(b)
+	// For files that no manifest follows: as the clock was when the capture began.
+	if clock.Synchronized {
+		b = field(b, "clock", "synchronized")
+	} else {
+		b = field(b, "clock", "unsynchronized")
+	}
+	return string(number(b, "clock_error_us", uint64(max(0, clock.MaxErrorUS))))
 }
 
 // annotator writes what only the firewall knows of a packet. It belongs to the engine's

@@ -56,7 +56,7 @@ func newEncoder(id string, p *plan, d *Daemon) *encoder {
 	r := &p.request
 	e := &encoder{
 		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, headers: r.HeadersOnly, links: &d.links, filter: fileFilter(p),
-		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, d.host)},
+		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, d.host, readClock())},
 		ifaces:  make([]iface, 0, 64),
 	}
 	if r.Annotate {

@@ -3,6 +3,7 @@ package merge
 import (
 	"bufio"
 	"container/heap"
+	"crypto/sha256"
 	"io"
 	"sync"
 	"time"
@@ -28,15 +29,17 @@ type arrived struct {
 	at    time.Time
 	input int
 	ended *source // not nil: the input has ended
+	carry [][]byte
 }
 
 // Live merges streams as they come, until all have ended. A packet waits until every
 // input has one, at most half a second: clocks and connections that differ by less come
 // out in order. What is written is whole blocks, passed on as soon as nothing more is to
 // be written. When w fails the inputs are closed, and that error is returned; faults of
-// inputs are in the result.
-func Live(w io.Writer, section pcapng.Section, inputs []LiveInput) (Result, error) {
-	m := &Merger{ids: map[described]uint32{}, w: bufio.NewWriterSize(w, 256<<10)}
+// inputs are in the result. about, which may be nil, is asked at the first packet of a
+// host's interface what its comment should say of the host.
+func Live(w io.Writer, section pcapng.Section, inputs []LiveInput, about func(host string) string) (Result, error) {
+	m := &Merger{about: about, ids: map[described]uint32{}, carried: map[[sha256.Size]byte]bool{}, w: bufio.NewWriterSize(w, 256<<10)}
 	come := make(chan arrived, 1024)
 	gone := make(chan struct{})
 	var tasks sync.WaitGroup
@@ -90,8 +93,8 @@ func Live(w io.Writer, section pcapng.Section, inputs []LiveInput) (Result, erro
 
 // readLive hands on the packets of one input.
 func readLive(n int, in LiveInput, come chan<- arrived, gone <-chan struct{}) {
-	s := &source{in: &Input{Name: in.Host, Fallback: in.Host}, stats: map[pcapng.Interface]pcapng.Statistics{}}
-	s.next = s.blocks(pcapng.NewReader(in.R))
+	s := &source{in: &Input{Name: in.Host, Fallback: in.Host}, stats: map[pcapng.Interface]pcapng.Statistics{}, left: map[string]uint64{}}
+	s.next = s.reading(pcapng.NewReader(in.R))
 	for {
 		isPacket, err := s.next()
 		a := arrived{input: n, at: time.Now()}
@@ -105,6 +108,7 @@ func readLive(n int, in LiveInput, come chan<- arrived, gone <-chan struct{}) {
 			a.host, a.order = s.host(), s.read
 			a.Body = append([]byte(nil), a.Body...)
 			s.read++
+			a.carry, s.blocks = s.blocks, nil
 		}
 		select {
 		case come <- a:
@@ -131,6 +135,9 @@ func (l *live) take(a arrived) error {
 		l.left--
 		l.ended[a.input] = true
 		return l.merger.end(a.ended)
+	}
+	if err := l.merger.carry(a.carry); err != nil {
+		return err
 	}
 	l.waiting[a.input]++
 	heap.Push(&l.queue, a)

@@ -7,11 +7,13 @@ package merge
 import (
 	"bufio"
 	"container/heap"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +41,9 @@ type Result struct {
 	Interfaces int
 	Unordered  uint64   // packets that stood further out of order than the lookahead
 	Ended      []*Ended // inputs that were read up to a fault
+	// LeftOut counts what could not be carried over, by what it is: options and blocks that
+	// forbid to be copied, or hold numbers at places that are not known.
+	LeftOut map[string]uint64
 }
 
 // Ended says that an input was read only up to a fault in it.
@@ -56,17 +61,20 @@ func (e *Ended) Error() string {
 // Unwrap gives the fault.
 func (e *Ended) Unwrap() error { return e.Err }
 
-// HostOf gives the host that a file of capd's says it is from, or "". Its section comment
-// is "capd capture=ID host=NAME …", with what would part the words written as %20.
-func HostOf(s pcapng.Section) string {
+// HostOf gives the host that a file of capd's says it is from, or "".
+func HostOf(s pcapng.Section) string { return WordOf(s, "host") }
+
+// WordOf gives a word of the comment that capd's files begin with, or "". It is "capd
+// capture=ID host=NAME …", with what would part the words written as %20.
+func WordOf(s pcapng.Section, key string) string {
 	words := strings.Fields(s.Comment)
 	if len(words) == 0 || words[0] != "capd" {
 		return ""
 	}
 	for _, word := range words[1:] {
-		if value, ok := strings.CutPrefix(word, "host="); ok {
-			if name, err := url.PathUnescape(value); err == nil {
-				return name
+		if value, ok := strings.CutPrefix(word, key+"="); ok {
+			if text, err := url.PathUnescape(value); err == nil {
+				return text
 			}
 		}
 	}
@@ -84,6 +92,8 @@ type Merger struct {
 	w       *bufio.Writer
 	buf     []byte
 	last    int64
+	carried map[[sha256.Size]byte]bool // blocks that the merged file has
+	about   func(host string) string   // what an interface's comment says of its host; may be nil
 
 	current    described // the last packet's interface, and its number
 	currentID  uint32
@@ -99,7 +109,7 @@ type described struct {
 // New opens the inputs and reads up to their first packets. An input that holds no
 // capture at all is an error. The caller closes the Merger.
 func New(inputs []Input) (*Merger, error) {
-	m := &Merger{ids: map[described]uint32{}}
+	m := &Merger{ids: map[described]uint32{}, carried: map[[sha256.Size]byte]bool{}}
 	seen := map[string]bool{}
 	for n := range inputs {
 		s := &source{in: &inputs[n], index: n}
@@ -108,6 +118,7 @@ func New(inputs []Input) (*Merger, error) {
 			return nil, fmt.Errorf("%s: %w", inputs[n].Name, err)
 		}
 		m.sources = append(m.sources, s)
+		s.begun = true
 		if host := s.host(); !seen[host] {
 			seen[host] = true
 			m.result.Hosts = append(m.result.Hosts, host)
@@ -120,8 +131,32 @@ func New(inputs []Input) (*Merger, error) {
 	return m, nil
 }
 
+// About has the comment of each interface say something of its host.
+func (m *Merger) About(about func(host string) string) { m.about = about }
+
 // Hosts are the boxes that the inputs are from, in the order of the inputs.
 func (m *Merger) Hosts() []string { return m.result.Hosts }
+
+// SectionOf is what a file says of itself as a whole.
+type SectionOf struct {
+	Host string
+	pcapng.Section
+}
+
+// Sections are the descriptions of the files that were read so far, each once.
+func (m *Merger) Sections() []SectionOf {
+	var all []SectionOf
+	seen := map[SectionOf]bool{}
+	for _, s := range m.sources {
+		for _, section := range s.sections {
+			if one := (SectionOf{s.host(), section}); !seen[one] {
+				seen[one] = true
+				all = append(all, one)
+			}
+		}
+	}
+	return all
+}
 
 // Close closes the inputs.
 func (m *Merger) Close() {
@@ -136,6 +171,12 @@ func (m *Merger) Write(w io.Writer, section pcapng.Section) (Result, error) {
 	m.w = bufio.NewWriterSize(w, 256<<10)
 	if err := m.put(section.Append(m.buf[:0])); err != nil {
 		return m.result, err
+	}
+	// Secrets and names first: packets of another file may need them.
+	for _, s := range m.sources {
+		if err := m.carryOf(s); err != nil {
+			return m.result, err
+		}
 	}
 	for _, s := range m.sources {
 		if _, ok := s.head(); ok {
@@ -182,6 +223,9 @@ func (m *Merger) step(s *source) error {
 		heap.Fix(&m.queue, 0)
 		return nil
 	}
+	if err := m.carryOf(s); err != nil {
+		return err
+	}
 	p := s.pop()
 	if err := m.write(p); err != nil {
 		return err
@@ -193,6 +237,28 @@ func (m *Merger) step(s *source) error {
 	}
 	heap.Pop(&m.queue)
 	return m.end(s)
+}
+
+// carryOf writes the blocks that a source has read and that belong to no packet.
+func (m *Merger) carryOf(s *source) error {
+	blocks := s.blocks
+	s.blocks = nil
+	return m.carry(blocks)
+}
+
+// carry writes blocks, each once however many files have it.
+func (m *Merger) carry(blocks [][]byte) error {
+	for _, b := range blocks {
+		sum := sha256.Sum256(b)
+		if m.carried[sum] {
+			continue
+		}
+		m.carried[sum] = true
+		if _, err := m.w.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // write writes a packet.
@@ -210,7 +276,7 @@ func (m *Merger) write(p packet) error {
 	}
 	m.last = max(m.last, p.Time)
 	p.Interface = m.currentID
-	if err := m.put(p.Append(m.buf[:0])); err != nil {
+	if err := m.put(p.AppendWith(m.buf[:0], p.more)); err != nil {
 		return err
 	}
 	m.result.Packets++
@@ -221,6 +287,15 @@ func (m *Merger) write(p packet) error {
 func (m *Merger) end(s *source) error {
 	if !errors.Is(s.err, io.EOF) {
 		m.result.Ended = append(m.result.Ended, &Ended{s.in.Name, s.read, s.err})
+	}
+	for what, n := range s.left {
+		if m.result.LeftOut == nil {
+			m.result.LeftOut = map[string]uint64{}
+		}
+		m.result.LeftOut[what] += n
+	}
+	if err := m.carryOf(s); err != nil {
+		return err
 	}
 	for i, st := range s.stats {
 		id, err := m.describe(described{s.host(), i})
@@ -247,6 +322,9 @@ func (m *Merger) describe(d described) (uint32, error) {
 	m.ids[d] = id
 	m.out, m.stats = append(m.out, d), append(m.stats, pcapng.Statistics{})
 	i := d.Interface
+	if m.about != nil {
+		i.Comment = strings.TrimPrefix(i.Comment+"\n"+m.about(d.host), "\n")
+	}
 	if d.host != "" {
 		if i.Name == "" {
 			i.Name = "any"
@@ -281,6 +359,11 @@ func addStatistics(a, b pcapng.Statistics) pcapng.Statistics {
 		a.Start = b.Start
 	}
 	a.End = max(a.End, b.End)
+	if a.Comment == "" || len(a.Comment) > math.MaxUint16 {
+		a.Comment = b.Comment
+	} else if b.Comment != "" && !slices.Contains(strings.Split(a.Comment, "\n"), b.Comment) {
+		a.Comment += "\n" + b.Comment
+	}
 	return a
 }
 

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -205,6 +209,90 @@ func TestMergeFaults(t *testing.T) {
 	}
 }
 
+// What other programs put beside packets stays: with the secrets of a TLS connection in
+// one file Wireshark still reads the other's packets.
+func TestMergeKeeps(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedCommand(t, "tcpdump", "editcap", "tshark")
+	dir := t.TempDir()
+	keys, captured, with, without := filepath.Join(dir, "keys"), filepath.Join(dir, "all.pcap"), filepath.Join(dir, "with.pcapng"), filepath.Join(dir, "without.pcapng")
+	talkTLS(t, captured, keys)
+	for _, args := range [][]string{
+		{"-r", "--inject-secrets", "tls," + keys, captured, with, "1"}, // the first packet alone
+		{captured, without, "1"}, // all others
+	} {
+		testbed.Run(t, "editcap", args...)
+	}
+	twice := file("edge-2", "eth0", 1)
+	p := pcapng.Packet{Time: epoch, Body: make([]byte, 60), Original: 60, Comment: "mine"}
+	twice = p.AppendWith(twice, pcapng.AppendComment(nil, "and yours"))
+	open := func(path string) Input {
+		return Input{Name: path, Fallback: "edge-1", Open: func() (io.ReadCloser, error) { return os.Open(path) }}
+	}
+	path, r := merged(t, open(without), open(with), input("twice", twice))
+	if len(r.LeftOut) != 0 || r.Packets < 10 {
+		t.Errorf("%+v", r)
+	}
+	rows := testbed.Tshark(t, path, "http.request", "http.request.uri")
+	if len(rows) != 1 || rows[0][0] != "/secret" {
+		t.Errorf("the request is %q", rows)
+	}
+	rows = testbed.Tshark(t, path, `frame.comment contains "mine"`, "frame.comment")
+	if len(rows) != 1 || rows[0][0] != "mine,and yours" {
+		t.Errorf("the comments are %q", rows)
+	}
+}
+
+// talkTLS captures a request over TLS on the loopback, and logs its secrets.
+func talkTLS(t *testing.T, capture, keys string) {
+	t.Helper()
+	log, err := os.Create(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") }))
+	defer server.Close()
+	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcpdump := exec.Command("tcpdump", "-i", "lo", "-U", "-Z", "root", "-w", capture, "tcp", "port", port)
+	said := new(testbed.Buffer)
+	tcpdump.Stderr = said
+	if err := tcpdump.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(said.String(), "listening on") {
+		time.Sleep(10 * time.Millisecond) // the test's own time limit bounds this
+	}
+	client := server.Client()
+	client.Transport.(*http.Transport).TLSClientConfig.KeyLogWriter = log
+	resp, err := client.Get(server.URL + "/secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	client.CloseIdleConnections()
+	size := int64(-1)
+	for { // until nothing more comes
+		time.Sleep(300 * time.Millisecond)
+		info, err := os.Stat(capture)
+		if err == nil && info.Size() > 1000 && info.Size() == size {
+			break
+		}
+		if err == nil {
+			size = info.Size()
+		}
+	}
+	if err := tcpdump.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := tcpdump.Wait(); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+}
+
 func TestMergeShift(t *testing.T) {
 	late := input("b", file("edge-2", "eth0", 0, 10))
 	late.Shift = 5 * time.Microsecond
@@ -255,7 +343,7 @@ func TestLive(t *testing.T) {
 	outR, outW := io.Pipe()
 	results := make(chan Result, 1)
 	go func() {
-		r, err := Live(outW, pcapng.Section{Comment: "live"}, ins)
+		r, err := Live(outW, pcapng.Section{Comment: "live"}, ins, nil)
 		if err != nil {
 			t.Error(err)
 		}
@@ -323,7 +411,7 @@ func TestLiveReaderGone(t *testing.T) {
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		_, err := Live(gone{}, pcapng.Section{}, []LiveInput{{"edge-1", r}, {"edge-2", io.NopCloser(bytes.NewReader(nil))}})
+		_, err := Live(gone{}, pcapng.Section{}, []LiveInput{{"edge-1", r}, {"edge-2", io.NopCloser(bytes.NewReader(nil))}}, nil)
 		done <- err
 	}()
 	for {

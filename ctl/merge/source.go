@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"capd/ring/pcapng"
 )
@@ -23,6 +24,7 @@ type packet struct {
 	pcapng.Packet
 	host  string
 	iface pcapng.Interface // as its file describes it
+	more  []byte           // options that Packet has no field for
 	order uint64           // in its file: keeps equal times in order
 }
 
@@ -43,6 +45,11 @@ type source struct {
 	first  int64  // time of the first packet, while not open
 	stats  map[pcapng.Interface]pcapng.Statistics
 	err    error // why it ended, io.EOF where that is right
+
+	sections []pcapng.Section // those that New came upon
+	begun    bool             // New is through
+	blocks   [][]byte         // to be carried over, before the packets in the lookahead
+	left     map[string]uint64
 }
 
 // open starts reading and fills the lookahead.
@@ -53,7 +60,7 @@ func (s *source) open() error {
 	}
 	s.closer, s.read, s.last, s.err = r, 0, 0, nil
 	s.window, s.bytes = s.window[:0], 0
-	s.stats = map[pcapng.Interface]pcapng.Statistics{}
+	s.stats, s.left = map[pcapng.Interface]pcapng.Statistics{}, map[string]uint64{}
 	in := bufio.NewReaderSize(r, 64<<10)
 	head, err := in.Peek(4)
 	switch {
@@ -62,7 +69,7 @@ func (s *source) open() error {
 	case len(head) < 4:
 		s.err = err
 	case string(head) == "\x0a\x0d\x0d\x0a":
-		s.next = s.blocks(pcapng.NewReader(in))
+		s.next = s.reading(pcapng.NewReader(in))
 	default:
 		c, err := pcapng.NewClassicReader(in)
 		if err != nil {
@@ -99,8 +106,8 @@ func (s *source) host() string {
 	return s.in.Fallback
 }
 
-// blocks reads pcapng.
-func (s *source) blocks(r *pcapng.Reader) func() (bool, error) {
+// reading reads pcapng.
+func (s *source) reading(r *pcapng.Reader) func() (bool, error) {
 	return func() (bool, error) {
 		b, err := r.Next()
 		if err != nil {
@@ -113,10 +120,20 @@ func (s *source) blocks(r *pcapng.Reader) func() (bool, error) {
 				return false, err
 			}
 			s.said = HostOf(section)
-		case pcapng.TypePacket, pcapng.TypeSimple:
+			return false, s.section(&b, section)
+		case pcapng.TypeInterface:
+			_, left, err := b.Further()
+			s.leave(leftOption, left)
+			return false, err
+		case pcapng.TypePacket, pcapng.TypeOldPacket, pcapng.TypeSimple:
 			if s.p.Packet, err = b.Packet(); err != nil {
 				return false, err
 			}
+			left := 0
+			if s.p.more, left, err = b.Further(); err != nil {
+				return false, err
+			}
+			s.leave(leftOption, left)
 			if b.Type == pcapng.TypeSimple { // has no time
 				s.p.Time = s.last
 			}
@@ -129,10 +146,49 @@ func (s *source) blocks(r *pcapng.Reader) func() (bool, error) {
 			}
 			i := r.Interfaces()[st.Interface]
 			s.stats[i] = addStatistics(s.stats[i], st)
+		default:
+			if block, ok, err := b.Carry(); ok && err == nil {
+				s.blocks = append(s.blocks, block)
+			} else {
+				s.leave(fmt.Sprintf("block of type %#x", b.Type), 1)
+			}
 		}
 		return false, nil
 	}
 }
+
+// What may be left out, beside blocks.
+const (
+	leftOption  = "option"
+	leftSection = "description of a further section"
+)
+
+func (s *source) leave(what string, n int) {
+	if n > 0 {
+		s.left[what] += uint64(n)
+	}
+}
+
+// section takes note of what a section header says: the merged file has one header alone.
+func (s *source) section(b *pcapng.Block, section pcapng.Section) error {
+	more, left, err := b.Further()
+	if err != nil {
+		return err
+	}
+	s.leave(leftOption, left)
+	section.More = string(more)
+	switch {
+	case slices.Contains(s.sections, section):
+	case s.begun || len(s.sections) == maxSections:
+		s.leave(leftSection, 1)
+	default:
+		s.sections = append(s.sections, section)
+	}
+	return nil
+}
+
+// maxSections bounds what a file can make the merged one say at its beginning.
+const maxSections = 100
 
 // records reads classic pcap.
 func (s *source) records(r *pcapng.ClassicReader) func() (bool, error) {

@@ -15,10 +15,16 @@ import (
 const (
 	TypeSection    = 0x0a0d0d0a
 	TypeInterface  = 1
+	TypeOldPacket  = 2 // obsolete, appendix A
 	TypeSimple     = 3
 	TypeNames      = 4
 	TypeStatistics = 5
 	TypePacket     = 6
+	TypeJournal    = 9
+	TypeSecrets    = 10
+
+	TypeCustom      = 0x0bad
+	TypeCustomFixed = 0x40000bad // not to be copied by programs that change a file
 )
 
 // Option codes.
@@ -69,6 +75,7 @@ var le = binary.LittleEndian
 type Section struct {
 	Hardware, OS, Application string
 	Comment                   string
+	More                      string // further options, as Further gives them; a Reader leaves it empty
 }
 
 // Interface describes one interface of a section. Its timestamps have nanosecond
@@ -80,6 +87,7 @@ type Interface struct {
 	Description string
 	Filter      string // capture filter as text
 	Comment     string
+	More        string // further options, as Further gives them
 }
 
 // Packet is one packet. Its bytes are Head and then Body.
@@ -198,7 +206,7 @@ func putTime(b []byte, code uint16, ns int64) []byte {
 func putEnd(b []byte) { le.PutUint32(b, optEnd) }
 
 func (s *Section) options() int {
-	return optionsSize(textSize(s.Comment) + textSize(s.Hardware) + textSize(s.OS) + textSize(s.Application))
+	return optionsSize(textSize(s.Comment) + textSize(s.Hardware) + textSize(s.OS) + textSize(s.Application) + len(s.More))
 }
 
 // Size is the length of the section header block in bytes.
@@ -216,7 +224,8 @@ func (s *Section) Append(b []byte) []byte {
 		o := putText(block[24:], optComment, s.Comment)
 		o = putText(o, optHardware, s.Hardware)
 		o = putText(o, optOS, s.OS)
-		putEnd(putText(o, optUserAppl, s.Application))
+		o = putText(o, optUserAppl, s.Application)
+		putEnd(o[copy(o, s.More):])
 	}
 	finish(block)
 	return b
@@ -224,7 +233,7 @@ func (s *Section) Append(b []byte) []byte {
 
 // Size is the length of the interface description block in bytes.
 func (i *Interface) Size() int {
-	return 20 + optionsSize(8+textSize(i.Name)+textSize(i.Description)+textSize(i.Filter)+textSize(i.Comment)+i.filterKind())
+	return 20 + optionsSize(8+textSize(i.Name)+textSize(i.Description)+textSize(i.Filter)+textSize(i.Comment)+i.filterKind()+len(i.More))
 }
 
 // filterKind is the extra byte that if_filter begins with, after rounding.
@@ -258,7 +267,7 @@ func (i *Interface) Append(b []byte) []byte {
 		clear(o[4+n : 4+pad(n)])
 		o = o[4+pad(n):]
 	}
-	putEnd(o)
+	putEnd(o[copy(o, i.More):])
 	finish(block)
 	return b
 }

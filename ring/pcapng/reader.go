@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 )
 
@@ -229,6 +230,11 @@ func (b *Block) parseInterface() (i Interface, u units, err error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return i, u, err
+	}
+	more, _, err := b.Further()
+	i.More = string(more)
 	return i, u, err
 }
 
@@ -278,8 +284,8 @@ func (b *Block) time(number uint32, v []byte) (int64, error) {
 	return ns, nil
 }
 
-// Packet reads an enhanced packet block or a simple one (which has no time). Its bytes are
-// in Body, and Head is empty.
+// Packet reads an enhanced packet block, an obsolete one or a simple one (which has no
+// time). Its bytes are in Body, and Head is empty.
 func (b *Block) Packet() (p Packet, err error) {
 	order := b.reader.order
 	if b.Type == TypeSimple {
@@ -297,10 +303,20 @@ func (b *Block) Packet() (p Packet, err error) {
 		p.Body = b.Raw[12 : 12+n : 12+n]
 		return p, nil
 	}
-	if err := b.is(TypePacket, packetHeader+4); err != nil {
+	kind := uint32(TypePacket)
+	if b.Type == TypeOldPacket {
+		kind = TypeOldPacket
+	}
+	if err := b.is(kind, packetHeader+4); err != nil {
 		return p, err
 	}
 	p.Interface, p.Original = order.Uint32(b.Raw[8:]), order.Uint32(b.Raw[24:])
+	if kind == TypeOldPacket {
+		p.Interface = uint32(order.Uint16(b.Raw[8:]))
+		if n := order.Uint16(b.Raw[10:]); n != math.MaxUint16 { // which is: not known
+			p.Dropped = uint64(n)
+		}
+	}
 	if p.Time, err = b.time(p.Interface, b.Raw[12:]); err != nil {
 		return p, err
 	}
