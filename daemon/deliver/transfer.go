@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -219,24 +220,33 @@ func changed(o Object) *Error {
 		WithHint("check this box's disk and memory (dmesg); the file is kept here")
 }
 
+// ErrMore ends a reading back that gives more than was sent: a server can go on for ever.
+var ErrMore = errors.New("more came back than was sent")
+
 // Sink hashes what comes back, paced and watched.
 type Sink struct {
 	ctx   context.Context
+	most  int64 // bytes
 	pace  *Pace
 	watch *Watch
 	sum   hash.Hash
 	n     int64
 }
 
-// NewSink makes a Sink. pace and watch may be nil.
-func NewSink(ctx context.Context, pace *Pace, watch *Watch) *Sink {
-	return &Sink{ctx: ctx, pace: pace, watch: watch, sum: sha256.New()}
+// NewSink makes a Sink for the bytes of o. pace and watch may be nil.
+func NewSink(ctx context.Context, o Object, pace *Pace, watch *Watch) *Sink {
+	return &Sink{ctx: ctx, most: o.Size, pace: pace, watch: watch, sum: sha256.New()}
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. What is beyond the object's size is counted and not taken:
+// ErrMore.
 func (s *Sink) Write(b []byte) (int, error) {
 	if s.ctx.Err() != nil {
 		return 0, context.Cause(s.ctx)
+	}
+	if s.n+int64(len(b)) > s.most {
+		s.n += int64(len(b))
+		return 0, ErrMore
 	}
 	for rest := b; len(rest) > 0; {
 		part := rest[:s.pace.Quantum(len(rest))]
@@ -253,7 +263,7 @@ func (s *Sink) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Bytes is how many bytes came back.
+// Bytes is how many bytes came back, as far as they were read.
 func (s *Sink) Bytes() int64 { return s.n }
 
 // Is says whether what came back is the object, whose SHA-256 must be known.

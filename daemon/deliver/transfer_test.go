@@ -40,7 +40,7 @@ func TestPaceIsShared(t *testing.T) {
 		done := make(chan error)
 		for range 4 {
 			go func() {
-				sink := NewSink(t.Context(), pace, nil)
+				sink := NewSink(t.Context(), Object{Size: 2500}, pace, nil)
 				_, err := sink.Write(make([]byte, 2500))
 				done <- err
 			}()

@@ -297,8 +297,8 @@ func (u *upload) readBack(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer in.Close()
-	sink := deliver.NewSink(ctx, u.s.down, u.watch)
-	if _, err := io.CopyBuffer(sink, onlyReader{in}, make([]byte, 256<<10)); err != nil {
+	sink := deliver.NewSink(ctx, u.o, u.s.down, u.watch)
+	if _, err := io.CopyBuffer(sink, onlyReader{in}, make([]byte, 256<<10)); err != nil && !errors.Is(err, deliver.ErrMore) {
 		return false, err
 	}
 	return sink.Is(u.o), nil

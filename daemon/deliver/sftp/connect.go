@@ -108,7 +108,8 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		User: s.p.User, Auth: auth, ClientVersion: "SSH-2.0-capd",
 		HostKeyCallback: keys.check, HostKeyAlgorithms: keys.algorithms,
 	}
-	transport, channels, requests, err := ssh.NewClientConn(newStream(conn), s.p.Address, config)
+	stream := newStream(conn)
+	transport, channels, requests, err := ssh.NewClientConn(stream, s.p.Address, config)
 	if err != nil {
 		return nil, s.handshakeError(ctx, err, keys)
 	}
@@ -135,7 +136,7 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 		return nil, &stepError{deliver.StepAuthenticate, deliver.Fail(deliver.ReasonUnsupported, nil, "%s offers %s no SFTP", s.p.Address, s.p.User).
 			WithHint("the server's sshd_config needs a line such as: Subsystem sftp internal-sftp")}
 	}
-	c := &session{conn: conn, ssh: client, wait: client.Wait, sftp: files, server: string(transport.ServerVersion())}
+	c := &session{conn: conn, stream: stream, ssh: client, wait: client.Wait, sftp: files, server: string(transport.ServerVersion())}
 	c.home, err = files.RealPath(".")
 	if err != nil {
 		c.close()

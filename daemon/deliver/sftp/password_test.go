@@ -20,6 +20,21 @@ import (
 
 // passwordServer serves one folder to one password, asked for in one of two ways.
 func passwordServer(t *testing.T, interactive bool) (address, hostKey, root string) {
+	root = t.TempDir()
+	address, hostKey = passwordServerOf(t, interactive, func(channel ssh.Channel) (subsystem, error) {
+		return pkgsftp.NewServer(channel, pkgsftp.WithServerWorkingDirectory(root))
+	})
+	return address, hostKey, root
+}
+
+// subsystem is a server of pkg/sftp.
+type subsystem interface {
+	Serve() error
+	Close() error
+}
+
+// passwordServerOf is passwordServer with another server behind the login.
+func passwordServerOf(t *testing.T, interactive bool, behind func(ssh.Channel) (subsystem, error)) (address, hostKey string) {
 	t.Helper()
 	signer, err := ssh.ParsePrivateKey([]byte(newKey(t, "")))
 	if err != nil {
@@ -48,7 +63,6 @@ func passwordServer(t *testing.T, interactive bool) (address, hostKey, root stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	root = t.TempDir()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -56,17 +70,17 @@ func passwordServer(t *testing.T, interactive bool) (address, hostKey, root stri
 			if err != nil {
 				return
 			}
-			wg.Go(func() { servePassword(conn, config, root) })
+			wg.Go(func() { servePassword(conn, config, behind) })
 		}
 	})
 	t.Cleanup(func() {
 		l.Close()
 		wg.Wait()
 	})
-	return l.Addr().String(), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))), root
+	return l.Addr().String(), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
 }
 
-func servePassword(conn net.Conn, config *ssh.ServerConfig, root string) {
+func servePassword(conn net.Conn, config *ssh.ServerConfig, behind func(ssh.Channel) (subsystem, error)) {
 	defer conn.Close()
 	_, channels, requests, err := ssh.NewServerConn(conn, config)
 	if err != nil {
@@ -83,7 +97,7 @@ func servePassword(conn net.Conn, config *ssh.ServerConfig, root string) {
 				r.Reply(r.Type == "subsystem", nil)
 			}
 		}()
-		server, err := pkgsftp.NewServer(channel, pkgsftp.WithServerWorkingDirectory(root))
+		server, err := behind(channel)
 		if err != nil {
 			return
 		}

@@ -159,8 +159,8 @@ func (p *putting) readBack(ctx context.Context, name string) (*deliver.Sink, err
 		return nil, err
 	}
 	defer f.Close()
-	sink := deliver.NewSink(ctx, p.s.down, p.watch)
-	if _, err := f.WriteTo(sink); err != nil {
+	sink := deliver.NewSink(ctx, p.o, p.s.down, p.watch)
+	if _, err := f.WriteTo(sink); err != nil && !errors.Is(err, deliver.ErrMore) {
 		return nil, err
 	}
 	return sink, nil
@@ -248,7 +248,7 @@ func (p *putting) sweep(ctx context.Context) {
 	p.s.mu.Unlock()
 
 	p.watch.Touch()
-	entries, err := p.c.sftp.ReadDirContext(ctx, p.folder)
+	entries, err := p.list(ctx)
 	whole := err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) // a drop box may not be listed
 	for _, e := range entries {
 		name := path.Join(p.folder, e.Name())
@@ -274,6 +274,26 @@ func (p *putting) sweep(ctx context.Context) {
 		delete(p.s.swept, key)
 		p.s.mu.Unlock()
 	}
+}
+
+// mostListed is how long a folder's list may be, in bytes: some 25,000 names of OpenSSH's.
+const mostListed = 4 << 20
+
+var errLongList = errors.New("the list is too long")
+
+// list gives what is in the folder, or of one with very many files some of it: they are
+// all in memory at once, and a server can go on for ever.
+func (p *putting) list(ctx context.Context) ([]fs.FileInfo, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.c.stream.after(mostListed, func() { cancel(errLongList) })
+	defer p.c.stream.after(0, nil)
+	entries, err := p.c.sftp.ReadDirContext(ctx, p.folder)
+	if err != nil && errors.Is(context.Cause(ctx), errLongList) {
+		p.s.log.Warn("the folder has too many files to look at all of them for what an earlier try has left: put {id} into the profile's path", "folder", p.folder)
+		err = nil
+	}
+	return entries, err
 }
 
 // cut says whether an error is the library's own for a connection that has ended.

@@ -189,6 +189,7 @@ func errNoChecksum() *deliver.Error {
 // session is one SSH connection with its SFTP channel.
 type session struct {
 	conn   net.Conn
+	stream *stream // around conn
 	ssh    interface{ Close() error }
 	wait   func() error
 	sftp   *sftp.Client

@@ -22,6 +22,9 @@ type stream struct {
 	out     []byte    // gathered
 	err     error     // of the writer; what follows fails with it
 	ended   chan struct{}
+
+	left  int64  // bytes to read before alarm
+	alarm func() // nil: none
 }
 
 // newStream makes a stream of a connection, which it then owns.
@@ -33,7 +36,30 @@ func newStream(conn net.Conn) *stream {
 }
 
 // Read implements net.Conn.
-func (s *stream) Read(b []byte) (int, error) { return s.in.Read(b) }
+func (s *stream) Read(b []byte) (int, error) {
+	n, err := s.in.Read(b)
+	s.mu.Lock()
+	s.left -= int64(n)
+	alarm := s.alarm
+	if alarm != nil && s.left < 0 {
+		s.alarm = nil
+	} else {
+		alarm = nil
+	}
+	s.mu.Unlock()
+	if alarm != nil {
+		alarm()
+	}
+	return n, err
+}
+
+// after has f called, once, when n more bytes have been read, in place of what was asked
+// for before; nil is nothing.
+func (s *stream) after(n int64, f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.alarm = n, f
+}
 
 // Write takes b, which is sent soon: an error may be that of an earlier Write.
 func (s *stream) Write(b []byte) (int, error) {
