@@ -357,7 +357,7 @@ func (c *capture) finishLocked() {
 	if rec.Error != nil {
 		rec.Status = wire.StatusFailed
 	}
-	c.d.expireLater(c, rec.Completed.Time)
+	c.d.expireLater(c)
 }
 
 // snapshot is the capture as it is now; while it runs, with the kernel's counters.

@@ -124,7 +124,7 @@ func (c *capture) failLocked(name, why string) {
 	rec.Status, rec.Completed = wire.StatusFailed, now()
 	rec.Error = &wire.Problem{Code: wire.CodeDestinationRefused, Message: fmt.Sprintf("%s is not delivered: %s", name, why),
 		Hint: "mend the destination, then: capctl retry " + c.id[:8]}
-	c.d.expireLater(c, rec.Completed.Time)
+	c.d.expireLater(c)
 	c.tellEndLocked()
 	c.log.Error("delivery failed", "file", name, "err", why)
 	go c.saveOrLog()

@@ -37,20 +37,40 @@ func (d *Daemon) anyRoom() error {
 	return err
 }
 
-// expireLater forgets a finished capture when limits.retention is over. What is not
-// delivered stays, unless limits.drop_undelivered says otherwise.
-func (d *Daemon) expireLater(c *capture, completed time.Time) {
-	wait := max(time.Second, time.Until(completed.Add(d.config().Limits.Retention.Duration())))
+// settling is how long a capd that has just started deletes nothing that an earlier one
+// kept: the clock of a box that has just booted may be wrong by years until it hears of
+// the time.
+const settling = time.Hour
+
+// expireLater forgets a capture that has just finished when limits.retention is over, by
+// the monotonic clock: a wall clock that is set ends nothing early. What is not delivered
+// stays, unless limits.drop_undelivered says otherwise. c.mu is held.
+func (d *Daemon) expireLater(c *capture) {
+	d.expireAfter(c, *c.record.Capture.Completed, time.Now(), d.config().Limits.Retention.Duration())
+}
+
+// expireKept is expireLater for a capture that was finished under an earlier capd: its
+// age is what the wall clock says, once capd has run for a while.
+func (d *Daemon) expireKept(c *capture) {
+	retention, completed := d.config().Limits.Retention.Duration(), *c.record.Capture.Completed
+	d.expireAfter(c, completed, completed.Time, max(time.Until(completed.Add(retention)), min(retention, settling)))
+}
+
+// expireAfter looks after wait, or after a whole retention where that is less (the clock
+// was set back), whether the capture has been complete for so long: since then, which the
+// record calls completed.
+func (d *Daemon) expireAfter(c *capture, completed wire.Time, since time.Time, wait time.Duration) {
+	wait = max(time.Second, min(wait, d.config().Limits.Retention.Duration()))
 	time.AfterFunc(wait, func() {
 		lim := d.config().Limits
 		c.mu.Lock()
 		rec := c.record.Capture
 		c.mu.Unlock()
-		if !finished(rec.Status) {
+		if !finished(rec.Status) || rec.Completed == nil || !rec.Completed.Equal(completed.Time) {
 			return // retried meanwhile: expireLater is called again at its end
 		}
-		if time.Since(completed) < lim.Retention.Duration() {
-			d.expireLater(c, completed) // a reload has made it longer
+		if rest := lim.Retention.Duration() - time.Since(since); rest > 0 {
+			d.expireAfter(c, completed, since, rest) // the clock was set, or a reload has made it longer
 			return
 		}
 		if err := d.Remove(context.Background(), c.id, lim.DropUndelivered); err == nil {

@@ -31,6 +31,7 @@ type pulse struct {
 	d      *Daemon
 	notify func(state string) // to the service manager; does nothing without one
 	beats  map[*engine]beat
+	clock  clockWatch
 	status string // as told last
 	ill    bool   // the watchdog was not fed at the last look
 	end    chan struct{}
@@ -50,7 +51,7 @@ func startPulse(d *Daemon) *pulse {
 }
 
 func newPulse(d *Daemon, notify func(string)) *pulse {
-	return &pulse{d: d, notify: notify, beats: map[*engine]beat{}, end: make(chan struct{}), ended: make(chan struct{})}
+	return &pulse{d: d, notify: notify, beats: map[*engine]beat{}, clock: newClockWatch(bothClocks()), end: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // stop ends the heartbeat and waits until it has. Nil is a heartbeat that never began.
@@ -80,6 +81,7 @@ func (p *pulse) run() {
 func (p *pulse) beat(now time.Time) {
 	var err error
 	captures := p.d.all()
+	p.d.tellClock(p.clock.look(), captures)
 	if p.d.isRunning() {
 		err = p.d.table.Renew()
 		p.d.tellRestored(captures)

@@ -36,7 +36,7 @@ func (d *Daemon) recover() error {
 			c.endGone()
 			c.saveOrLog()
 		} else if finished(rc.Status) && rc.Completed != nil {
-			d.expireLater(c, rc.Completed.Time)
+			d.expireKept(c)
 		}
 		d.captures[id] = c
 	}, func(id string, err error) {
