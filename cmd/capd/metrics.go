@@ -18,9 +18,9 @@ import (
 const metricsUsage = `usage: capd metrics [--config FILE] [--listen HOST:PORT] [--socket PATH]
 
 Answers Prometheus at a TCP address with what capd says at its socket under /metrics, and
-with nothing else. capd starts it as a child of its own where metrics_listen is set. In a
-unit of its own (to be written: no capabilities, a user in the group capd-view) it spares
-capd's unit the right to internet sockets.
+with nothing else. Under systemd that is capd-metrics.service, without capabilities and as a
+user in the group capd-view: systemctl enable --now capd-metrics. Where capd itself may have
+internet sockets it starts this as a child, if metrics_listen is set.
 
   --config FILE        capd's configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
   --listen HOST:PORT   where to listen (default: metrics_listen of the configuration)
