@@ -9,7 +9,7 @@ import (
 )
 
 // Counters reads the capture's totals; it works until Remove. While packets pass, the
-// parts are read one after the other and need not add up.
+// parts are of moments that follow each other.
 func (t *Table) Counters(id string) (Counters, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -34,9 +34,8 @@ func (t *Table) Counters(id string) (Counters, error) {
 	for i := range c.counts {
 		n := &c.counts[i]
 		sum := n.lost + n.last
+		total.Seen += sum // each packet ends in one chain, and has one counter there
 		switch n.role {
-		case countSeen:
-			total.Seen += sum
 		case countSampledOut:
 			total.SampledOut += sum
 		case countLimited:

@@ -42,45 +42,45 @@ func TestExpressionRules(t *testing.T) {
 		rules []string // of the capture's chains up to the log chain, without comments
 	}{
 		{"tcp port 443 and host 192.0.2.7", "prerouting", []string{
-			"ip protocol tcp ip frag-off & 8191 == 0 th sport 443 goto part1",
-			"ip protocol tcp ip frag-off & 8191 == 0 th dport 443 goto part1",
-			"ip saddr 192.0.2.7 goto log",
-			"ip daddr 192.0.2.7 goto log",
+			"th sport 443 ip protocol tcp ip frag-off & 8191 == 0 goto part1",
+			"th dport 443 ip protocol tcp ip frag-off & 8191 == 0 goto part1",
+			"ip saddr 192.0.2.7 goto gate",
+			"ip daddr 192.0.2.7 goto gate",
 		}},
 		{"host 192.0.2.7 or 192.0.2.8 or 2001:db8::7", "prerouting", []string{
-			"ip saddr { 192.0.2.7, 192.0.2.8 } goto log",
-			"ip daddr { 192.0.2.7, 192.0.2.8 } goto log",
+			"ip saddr { 192.0.2.7, 192.0.2.8 } goto gate",
+			"ip daddr { 192.0.2.7, 192.0.2.8 } goto gate",
 			"meta nfproto ipv4 return",
-			"ip6 saddr 2001:db8::7 goto log",
-			"ip6 daddr 2001:db8::7 goto log",
+			"ip6 saddr 2001:db8::7 goto gate",
+			"ip6 daddr 2001:db8::7 goto gate",
 		}},
 		{"tcp dst port 80 or 443 or tcp dst portrange 8000-8999", "prerouting", []string{
-			"ip6 nexthdr tcp th dport { 80, 443, 8000-8999 } goto log",
+			"ip6 nexthdr tcp th dport { 80, 443, 8000-8999 } goto gate",
 			"meta nfproto ipv6 return",
-			"ip protocol tcp ip frag-off & 8191 == 0 th dport { 80, 443, 8000-8999 } goto log",
+			"ip protocol tcp ip frag-off & 8191 == 0 th dport { 80, 443, 8000-8999 } goto gate",
 		}},
 		{"src net 10.0.0.0/8 and not icmp", "prerouting", []string{
-			"ip saddr 10.0.0.0/8 ip protocol != icmp goto log",
+			"ip saddr 10.0.0.0/8 ip protocol != icmp goto gate",
 		}},
 		{"tcp[tcpflags] & (tcp-syn|tcp-fin) != 0", "prerouting", []string{
-			"ip protocol tcp ip frag-off & 8191 == 0 @th,104,8 & 0x3 != 0x0 goto log",
+			"ip protocol tcp ip frag-off & 8191 == 0 @th,104,8 & 0x3 != 0x0 goto gate",
 		}},
 		{"less 100 and ip6", "prerouting", []string{
-			"meta length <= 100 meta nfproto ipv6 goto log",
+			"meta length <= 100 meta nfproto ipv6 goto gate",
 		}},
 		{"arp or ether proto 0x88cc", "ingress", []string{
-			"@ll,96,16 { 0x806, 0x88cc } goto log",
+			"@ll,96,16 { 0x806, 0x88cc } goto gate",
 		}},
 		{"vlan 100", "ingress", []string{
-			"@ll,96,16 { 0x8100, 0x88a8, 0x9100 } @ll,112,16 & 0xfff == 0x64 goto log",
+			"@ll,112,16 & 0xfff == 0x64 @ll,96,16 { 0x8100, 0x88a8, 0x9100 } goto gate",
 		}},
 		{"ifname eth0 and udp", "prerouting", []string{
 			"iifname \"eth0\" goto part1",
 			"oifname \"eth0\" goto part1",
-			"ip protocol udp goto log",
+			"ip protocol udp goto gate",
 			"meta nfproto ipv4 return",
-			"ip6 nexthdr udp goto log",
-			"ip6 nexthdr ipv6-frag @nh,320,8 0x11 goto log",
+			"ip6 nexthdr udp goto gate",
+			"ip6 nexthdr ipv6-frag @nh,320,8 0x11 goto gate",
 		}},
 	} {
 		s := defaultSpec("0f8c1234")
@@ -96,8 +96,8 @@ func TestExpressionRules(t *testing.T) {
 		var got []string
 		for _, line := range strings.Split(text, "\n") {
 			rule, _, isRule := strings.Cut(strings.TrimSpace(line), " comment ")
-			if !isRule || strings.Contains(rule, "jump") || strings.Contains(rule, "counter") || strings.Contains(rule, "vmap") ||
-				strings.HasPrefix(rule, "goto") || strings.Contains(rule, "@own") {
+			if !isRule || strings.Contains(rule, "jump") || strings.Contains(rule, "counter") || strings.Contains(rule, "@alive") || strings.Contains(rule, "vmap") ||
+				strings.HasPrefix(rule, "goto") {
 				continue
 			}
 			got = append(got, strings.ReplaceAll(rule, "capture_0f8c1234_stamped_", ""))

@@ -68,7 +68,7 @@ func (t *Table) install(s Spec) error {
 	if s.Rate > 0 {
 		share += len(rules)
 	}
-	divided, err := t.divide(share)
+	refilled, err := t.refill(share, t.now)
 	if err != nil {
 		t.drop()
 		return err
@@ -101,7 +101,7 @@ func (t *Table) install(s Spec) error {
 			j.base.users++
 		}
 	}
-	divided()
+	refilled()
 	t.tables = next
 	t.captures[s.ID] = c
 	return nil
@@ -120,8 +120,8 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	if o.table == nil {
 		o.table = t.create(r.family)
 	}
-	low := &lowerer{conn: t.conn, table: o.table, fam: r.family, sets: map[string]*nftables.Set{}}
 	if !o.used() {
+		low := &lowerer{conn: t.conn, table: o.table, fam: r.family}
 		if t.features.Timeout == nil {
 			o.alive = newAlive(o.table)
 			low.add(o.alive, aliveElements())
@@ -130,15 +130,15 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 			o.own[i] = newOwn(o.table, &ownSets[i])
 			low.add(o.own[i], t.ownElements(&ownSets[i]))
 		}
+		if low.err != nil {
+			return o, low.err
+		}
 	}
-	for _, s := range o.own {
-		low.sets[s.Name] = s
-	}
-	low.sets[aliveSet] = o.alive
+	low := t.lowerer(r.family, &o)
 	p := part{family: r.family, target: r.target}
 	if r.rate != nil {
-		p.rate = &rated{object: r.rate.object(o.table)}
-		t.conn.AddObj(p.rate.object)
+		p.rate = r.rate.object(o.table)
+		t.conn.AddObj(p.rate)
 	}
 	for _, s := range r.sets {
 		p.sets = append(p.sets, low.namedSet(s))
@@ -158,10 +158,12 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 		return t.conn.AddRule(&nftables.Rule{Table: o.table, Chain: ch, Exprs: low.rule(r), UserData: commentData(r.comment)})
 	}
 	for i, ch := range r.chains {
-		if isRated(ch) {
-			c := ratedChain{p.chains[i], ch.rules}
-			c.fill(low, p.rate.object.Name)
-			p.rate.chains = append(p.rate.chains, c)
+		if ch.gate != nil {
+			p.gates = append(p.gates, gateChain{ch.gate, i})
+			var err error
+			if p.rules[i], err = ch.gate.fill(low, p.chains[i], t.now, p.rate); err != nil {
+				return o, err
+			}
 			continue
 		}
 		for _, r := range ch.rules {
@@ -181,6 +183,15 @@ func (t *Table) installTable(o owned, r tableRules, c *capture) (owned, error) {
 	}
 	c.parts = append(c.parts, p)
 	return o, low.err
+}
+
+// lowerer gives what turns rules of a table into messages; o is its state.
+func (t *Table) lowerer(f family, o *owned) *lowerer {
+	low := &lowerer{conn: t.conn, table: o.table, fam: f, sets: map[string]*nftables.Set{aliveSet: o.alive}}
+	for _, s := range o.own {
+		low.sets[s.Name] = s
+	}
+	return low
 }
 
 // base finds a base chain among those of a table, or puts it into the transaction and adds
@@ -312,7 +323,7 @@ func (t *Table) remove(c *capture) [2]owned {
 			t.conn.DelSet(s)
 		}
 		if p.rate != nil {
-			t.conn.DeleteObject(p.rate.object)
+			t.conn.DeleteObject(p.rate)
 		}
 		var kept []*base
 		for _, b := range o.bases {

@@ -97,6 +97,7 @@ var keys = map[filter.Key]key{
 	filter.UDPLiteSport: port(0, 136),
 	filter.UDPLiteDport: port(2, 136),
 
+	keyIIf:     {load: meta(expr.MetaKeyIIF), typ: nftables.TypeIFIndex, text: func([]byte) string { return `"lo"` }, native: true},
 	keyAlive:   {load: meta(expr.MetaKeyMARK), typ: nftables.TypeMark, text: markText, native: true},
 	keyRtIPsec: {load: &expr.Rt{Key: rtXfrm, Register: 1}, typ: nftables.TypeBoolean, text: existsText},
 	keyIPsec:   {load: meta(metaSecPath), typ: nftables.TypeBoolean, text: existsText},

@@ -1,8 +1,8 @@
 package nft
 
 import (
-	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -58,6 +58,7 @@ type chain struct {
 	name  string
 	hook  *hook // nil: not a base chain
 	rules []rule
+	gate  *gate // its rules, where they depend on what is on the box; rules is empty then
 }
 
 type hook struct {
@@ -92,7 +93,6 @@ type role uint8
 
 const (
 	countNothing role = iota
-	countSeen
 	countSampledOut
 	countLimited // by the rate
 	countStalled // by the dead-man switch
@@ -114,6 +114,7 @@ type lacks struct{ owner, timeout, ipsec, vrf bool }
 // Keys that only this package's own rules use.
 const (
 	keyCPU     filter.Key = "meta cpu"
+	keyIIf     filter.Key = "iif"
 	keyAlive   filter.Key = "meta mark" // with mask 0: the same for every packet
 	keySymHash filter.Key = "symhash mod"
 	keyNumGen  filter.Key = "numgen random mod"
@@ -133,11 +134,12 @@ var (
 	netdevHooks = []string{"ingress", "egress"}
 )
 
-// Bytes of constants: linux/if_packet.h PACKET_*, linux/rtnetlink.h RTN_LOCAL.
+// Bytes of constants: linux/if_packet.h PACKET_HOST, linux/rtnetlink.h RTN_LOCAL,
+// net/flow.h LOOPBACK_IFINDEX: lo's index in every network namespace.
 const (
-	packetBroadcast = 1
-	packetMulticast = 2
+	packetHost      = 0
 	rtnLocal        = 2
+	loopbackIfindex = 1
 )
 
 // Priority is where a hook's base chain stands among those of others: early on the way in,
@@ -148,6 +150,11 @@ func Priority(hookName string) int32 {
 		return 450
 	}
 	return -450
+}
+
+// is matches one value.
+func is(key filter.Key, value []byte) filter.Match {
+	return filter.Match{Key: key, Values: []filter.Span{{Lo: value}}}
 }
 
 // layout turns a valid Spec into rules. devices are the interfaces' names for ingress
@@ -213,20 +220,26 @@ func (b *builder) class(class string, hooks []string, groups []uint16, program *
 		return nil
 	}
 	first := b.base + "_" + class
-	logChain := first + "_log"
+	g := &gate{spec: b.spec, lacks: b.lacks, family: b.family, first: first, groups: len(groups)}
+	// What a hook leaves out is left out behind the filter, so that packets that the filter
+	// does not want cost no more than the filter, unless other hooks go the same way.
+	if b.spec.Once && len(hooks) == 1 {
+		g.once = hooks[0]
+	}
 	target := first
 	if len(program.Chains) == 0 {
-		target = logChain
+		target = g.name()
 	}
 	for _, h := range hooks {
 		if b.family == netdev {
 			b.deviceHooks(h, target, devices)
 		} else {
-			b.inetHook(h, target)
+			b.inetHook(h, target, len(hooks) > 1)
 		}
 	}
-	b.filter(first, logChain, program)
-	return b.logChain(first, logChain, groups)
+	b.filter(first, g.name(), program)
+	b.gate(g, groups)
+	return nil
 }
 
 // comment names the capture and says what a rule is for.
@@ -244,39 +257,12 @@ func comment(s Spec, text string) string {
 }
 
 // inetHook adds a base chain with a jump, and the chain for what is said of the hook
-// alone, if anything is.
-func (b *builder) inetHook(name, target string) {
+// alone, if anything is: interfaces and, if shared, what the hook leaves out.
+func (b *builder) inetHook(name, target string, shared bool) {
 	var rules []rule
-	leave := func(why string, m ...filter.Match) {
-		rules = append(rules, rule{matches: m, verdict: doReturn, comment: b.comment(why)})
+	if b.spec.Once && shared {
+		rules = secondPasses(b.spec, b.lacks, name, !b.lacks.vrf)
 	}
-	is := func(key filter.Key, value ...byte) filter.Match {
-		return filter.Match{Key: key, Values: []filter.Span{{Lo: value}}}
-	}
-	if b.spec.Once && name == "prerouting" {
-		leave("over lo, seen at output", is(filter.IIfName, []byte("lo")...))
-		if !b.lacks.ipsec {
-			// A copy that ip_mc_output loops back keeps the route it was sent by; a packet
-			// that came in has none yet, so that nothing of rt matches it, not even
-			// "missing" (nft_rt_get_eval breaks off without skb_dst). The kind of packet
-			// keeps other routed packets out of this, those from a tunnel with metadata.
-			copies := filter.Match{Key: filter.PktType, Op: filter.In,
-				Values: []filter.Span{{Lo: []byte{packetBroadcast}}, {Lo: []byte{packetMulticast}}}}
-			leave("looped back, seen at output", copies, is(keyRtIPsec, 0))
-			leave("out of IPsec, seen before", is(keyIPsec, 1))
-		}
-		if !b.lacks.vrf {
-			leave("passed on to a VRF, seen before", is(keyIIfKind, []byte("vrf")...))
-		}
-	}
-	if b.spec.Once && name == "output" && !b.lacks.vrf {
-		// A packet sent through a VRF comes by twice, to the VRF and to its real device;
-		// one to an address of the VRF itself only once.
-		elsewhere := filter.Match{Key: keyFibType, Op: filter.NotEqual,
-			Values: []filter.Span{{Lo: nativeUint32(rtnLocal)}}}
-		leave("on to a VRF's device, seen there", is(keyOIfKind, []byte("vrf")...), elsewhere)
-	}
-
 	var keys []filter.Key
 	switch name {
 	case "prerouting", "input":
@@ -290,7 +276,7 @@ func (b *builder) inetHook(name, target string) {
 	for _, key := range keys {
 		for _, pattern := range b.spec.Interfaces {
 			if limited {
-				rules = append(rules, rule{matches: []filter.Match{is(key, []byte(pattern)...)},
+				rules = append(rules, rule{matches: []filter.Match{is(key, []byte(pattern))},
 					verdict: doGoto, target: target, comment: b.comment("")})
 			}
 		}
@@ -335,6 +321,21 @@ func byEthertype(m filter.Match) filter.Match {
 	return filter.Match{Key: filter.EthType, Op: m.Op, Values: []filter.Span{{Lo: ethertype}}}
 }
 
+// dearness orders the matches of a rule, which may stand in any order, so that most packets
+// are done with after the cheapest: a port is the most telling comparison and takes nothing
+// for granted; a set costs as much as five comparisons.
+func dearness(m filter.Match) int {
+	switch {
+	case m.Set != "" || m.Op == filter.In || m.Op == filter.NotIn:
+		return 3
+	case m.Mask != nil:
+		return 2
+	case m.Key == filter.ThSport || m.Key == filter.ThDport:
+		return 0
+	}
+	return 1
+}
+
 // filter adds the filter's chains; what they want goes to logChain.
 func (b *builder) filter(first, logChain string, p *filter.Program) {
 	name := func(part string) string {
@@ -355,6 +356,7 @@ func (b *builder) filter(first, logChain string, p *filter.Program) {
 					to.matches[i] = byEthertype(m)
 				}
 			}
+			slices.SortStableFunc(to.matches, func(x, y filter.Match) int { return dearness(x) - dearness(y) })
 			switch r.Verdict {
 			case filter.Hit:
 				to.verdict, to.target = doGoto, logChain
@@ -375,76 +377,26 @@ func (b *builder) filter(first, logChain string, p *filter.Program) {
 	}
 }
 
-// logChain adds what happens to packets that the filter wants, and a chain for each
-// group.
-func (b *builder) logChain(first, name string, groups []uint16) error {
-	c := chain{name: name}
-	add := func(r rule, why string) {
-		r.comment = b.comment(why)
-		c.rules = append(c.rules, r)
-	}
-	for i := range ownSets {
-		add(rule{own: &ownSets[i], verdict: doReturn}, "capd's own connection")
-	}
-	for _, flow := range b.spec.Exclude {
-		lists, err := flow.Rules(b.family.link())
-		if err != nil {
-			return err
-		}
-		for _, matches := range lists {
-			add(rule{matches: matches, verdict: doReturn}, "excluded flow")
-		}
-	}
-	zero := []filter.Span{{Lo: nativeUint32(0)}}
-	add(rule{count: countSeen}, "seen")
-	if !b.lacks.timeout {
-		add(rule{matches: []filter.Match{{Key: keyAlive, Mask: nativeUint32(0), Op: filter.NotIn, Set: aliveSet}},
-			count: countStalled, verdict: doReturn}, "limited, capd does not answer")
+// gate adds the chain for packets that the filter wants, and those that it leads to: each
+// packet ends in one of them and is counted there, and nowhere else.
+func (b *builder) gate(g *gate, groups []uint16) {
+	b.chains = append(b.chains, chain{name: g.name(), gate: g})
+	leaf := func(part string, count role, why string, log *logging) {
+		b.chains = append(b.chains, chain{name: g.first + "_" + part, rules: []rule{{count: count, log: log, comment: b.comment(why)}}})
 	}
 	if b.spec.Sample > 1 {
-		key := keyNumGen
-		if b.spec.SampleFlow {
-			key = keySymHash
-		}
-		key = filter.Key(fmt.Sprintf("%s %d", key, b.spec.Sample))
-		add(rule{matches: []filter.Match{{Key: key, Op: filter.NotEqual, Values: zero}},
-			count: countSampledOut, verdict: doReturn}, "sampled out")
+		leaf(partSampledOut, countSampledOut, "sampled out", nil)
 	}
 	if b.rate != nil {
-		add(rule{verdict: doGoto, target: first + "_rate"}, "")
-		b.chains = append(b.chains, c, chain{name: first + "_limited", rules: []rule{{count: countLimited, comment: b.comment("limited, rate")}}})
-		c = chain{name: first + "_rate"}
-		add(rule{rate: b.rate.name, verdict: doGoto, target: first + "_limited"}, "too many")
+		leaf(partLimited, countLimited, "limited, rate", nil)
 	}
-
-	logRule := func(group uint16) rule {
-		return rule{count: countMatched, comment: b.comment("matched"), log: &logging{
-			prefix: b.spec.Prefix, group: group, snaplen: b.spec.Snaplen, threshold: b.spec.QueueThreshold}}
+	if !b.lacks.timeout {
+		leaf(partStalled, countStalled, "limited, capd does not answer", nil)
 	}
-	if len(groups) == 1 && b.rate == nil {
-		c.rules = append(c.rules, logRule(groups[0]))
-		b.chains = append(b.chains, c)
-		return nil
-	}
-	if len(groups) > 1 {
-		cpus := b.spec.CPUs
-		if cpus == 0 {
-			cpus = len(groups)
-		}
-		byCPU := make([]string, cpus)
-		for i := range byCPU {
-			byCPU[i] = fmt.Sprintf("%s_%d", first, i%len(groups))
-		}
-		add(rule{byCPU: byCPU}, "a group for each CPU")
-		add(rule{verdict: doGoto, target: first + "_0"}, "other CPUs")
-	} else {
-		add(rule{verdict: doGoto, target: first + "_0"}, "the only group")
-	}
-	b.chains = append(b.chains, c)
 	for i, group := range groups {
-		b.chains = append(b.chains, chain{name: fmt.Sprintf("%s_%d", first, i), rules: []rule{logRule(group)}})
+		leaf(strconv.Itoa(i), countMatched, "matched", &logging{
+			prefix: b.spec.Prefix, group: group, snaplen: b.spec.Snaplen, threshold: b.spec.QueueThreshold})
 	}
-	return nil
 }
 
 // covers tells whether an interface pattern covers a name.

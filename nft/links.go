@@ -17,7 +17,7 @@ import (
 type links struct {
 	conn   *netlink.Conn
 	events *netlink.Conn
-	known  map[int32]string // names by index, as next has told them; whoever calls next owns it
+	known  map[int32]linkNews // by index, as next has told them; whoever calls next owns it
 }
 
 func openLinks() (*links, error) {
@@ -45,6 +45,7 @@ type news struct {
 	appeared []string // or were renamed, or changed otherwise
 	gone     bool     // some were deleted
 	lost     bool     // news were lost: anything may have happened
+	vrf      bool     // there is a VRF now
 }
 
 // departure is a name that no interface has any more.
@@ -73,9 +74,9 @@ func (l *links) next() (news, error) {
 		switch {
 		case m.Header.Type == unix.RTM_NEWLINK:
 			n.appeared = append(n.appeared, link.name)
-			l.known[link.index] = link.name
-			if known && old != link.name {
-				n.left = append(n.left, departure{old, "was renamed to " + link.name, link.name})
+			l.known[link.index] = link
+			if known && old.name != link.name {
+				n.left = append(n.left, departure{old.name, "was renamed to " + link.name, link.name})
 			}
 		case m.Header.Type == unix.RTM_DELLINK:
 			n.gone = true
@@ -87,10 +88,21 @@ func (l *links) next() (news, error) {
 			if link.moved {
 				how = "was moved to another network namespace"
 			}
-			n.left = append(n.left, departure{name: old, how: how})
+			n.left = append(n.left, departure{name: old.name, how: how})
 		}
 	}
+	n.vrf = l.vrf()
 	return n, nil
+}
+
+// vrf tells whether there is a VRF among the known interfaces.
+func (l *links) vrf() bool {
+	for _, link := range l.known {
+		if link.kind == "vrf" {
+			return true
+		}
+	}
+	return false
 }
 
 // compare finds out what happened while news were lost.
@@ -101,17 +113,18 @@ func (l *links) compare() (news, error) {
 	}
 	n := news{gone: true, lost: true}
 	for index, old := range l.known {
-		switch name, there := now[index]; {
+		switch link, there := now[index]; {
 		case !there:
-			n.left = append(n.left, departure{name: old, how: "has left"})
-		case name != old:
-			n.left = append(n.left, departure{old, "was renamed to " + name, name})
+			n.left = append(n.left, departure{name: old.name, how: "has left"})
+		case link.name != old.name:
+			n.left = append(n.left, departure{old.name, "was renamed to " + link.name, link.name})
 		}
 	}
-	for _, name := range now {
-		n.appeared = append(n.appeared, name)
+	for _, link := range now {
+		n.appeared = append(n.appeared, link.name)
 	}
 	l.known = now
+	n.vrf = l.vrf()
 	return n, nil
 }
 
@@ -119,7 +132,8 @@ func (l *links) compare() (news, error) {
 type linkNews struct {
 	index int32
 	name  string
-	moved bool // to another network namespace
+	kind  string // such as vrf or veth; "" = none, or the message does not say
+	moved bool   // to another network namespace
 }
 
 // parseLink takes a message apart; it is not ok where it is about something else: of family
@@ -137,6 +151,15 @@ func parseLink(m netlink.Message) (n linkNews, ok bool) {
 		switch attrs.Type() {
 		case unix.IFLA_IFNAME:
 			n.name = attrs.String()
+		case unix.IFLA_LINKINFO:
+			attrs.Nested(func(info *netlink.AttributeDecoder) error {
+				for info.Next() {
+					if info.Type() == unix.IFLA_INFO_KIND {
+						n.kind = info.String()
+					}
+				}
+				return nil
+			})
 		case unix.IFLA_NEW_NETNSID, unix.IFLA_NEW_IFINDEX:
 			n.moved = true
 		}
@@ -144,8 +167,8 @@ func parseLink(m netlink.Message) (n linkNews, ok bool) {
 	return n, n.name != ""
 }
 
-// list gives the interfaces' names by their index.
-func (l *links) list() (map[int32]string, error) {
+// list gives the interfaces by their index.
+func (l *links) list() (map[int32]linkNews, error) {
 	messages, err := l.conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
 		Data:   make([]byte, unix.SizeofIfInfomsg),
@@ -153,10 +176,10 @@ func (l *links) list() (map[int32]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	out := make(map[int32]string, len(messages))
+	out := make(map[int32]linkNews, len(messages))
 	for _, m := range messages {
 		if n, ok := parseLink(m); ok {
-			out[n.index] = n.name
+			out[n.index] = n
 		}
 	}
 	return out, nil
@@ -170,7 +193,7 @@ func (l *links) names() ([]string, error) {
 	}
 	var names []string
 	for _, index := range slices.Sorted(maps.Keys(known)) {
-		names = append(names, known[index])
+		names = append(names, known[index].name)
 	}
 	return names, nil
 }

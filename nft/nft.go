@@ -9,13 +9,17 @@
 // A packet's way through the rules of one capture:
 //
 //	prerouting                     base chain: a jump for each capture at this hook
-//	capture_ID_prerouting          what this hook leaves out; interfaces
+//	capture_ID_prerouting          interfaces, if some are asked for
 //	capture_ID_stamped             the filter
-//	capture_ID_stamped_log         capd's own connections, excluded flows, seen, dead-man
-//	                               switch, sample
-//	capture_ID_stamped_rate        the limit; what is beyond it goes to …_limited, and is
-//	                               counted there
+//	capture_ID_stamped_gate        what this hook leaves out, capd's own connections,
+//	                               excluded flows, sample, limit, dead-man switch
+//	capture_ID_stamped_sampled_out, _limited, _stalled
+//	                               counters of what is held back
 //	capture_ID_stamped_0, _1, …    counter and log: a chain for each NFLOG group
+//
+// A packet that the filter wants ends in one of the last and is counted there and nowhere
+// else: their sum is what was seen. What a packet costs the box is told in
+// docs/performance.md, and is why the rules stand in this order (gate.go).
 //
 // Chains that would hold nothing are left out. Hooks at which the kernel stamps the time
 // (prerouting, input, forward, ingress, egress) share the chains called stamped, the
@@ -56,7 +60,9 @@ type Spec struct {
 	// Once leaves out what another hook of the default pair, prerouting and output, sees
 	// or saw: at prerouting packets over lo, looped-back copies of multicast and
 	// broadcast sent from here, and the second pass of packets that come out of IPsec or
-	// into a VRF; at output the first pass of packets that leave through a VRF.
+	// into a VRF; at output the first pass of packets that leave through a VRF. The rules
+	// for VRFs are there while the box has one: between the birth of its first and the rules
+	// lies the time that the news takes, some milliseconds on a box that is not busy.
 	Once bool
 
 	Stamped []uint16 // NFLOG groups for prerouting, input, forward, ingress and egress
@@ -78,8 +84,8 @@ type Spec struct {
 	HeadersOnly, Annotate bool
 }
 
-// Counters are a capture's packets as the kernel's own rules counted them. Seen is the
-// sum of the other parts, exactly, once no packet is on its way through the rules.
+// Counters are a capture's packets as the kernel's own rules counted them: each packet that
+// the filter wants is counted once, where it ends, and Seen is the sum.
 type Counters struct {
 	Seen       uint64            // matched the filter
 	SampledOut uint64            // not in the sample

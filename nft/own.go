@@ -14,7 +14,7 @@ import (
 )
 
 // ownComment says on the sets of capd's own connections what they are for.
-const ownComment = "capd's own connections, in no capture"
+const ownComment = "capd's own connections, in no capture; asked while there are any"
 
 // ownSet describes the set of capd's own connections over one IP version. Each of the
 // two tables has it while a capture has rules there.
@@ -95,24 +95,27 @@ func (t *Table) exclude(flow filter.Flow, change int) error {
 		return fmt.Errorf("nft: exclude %s: %w", flow, err)
 	}
 	before := t.own[flow]
-	now := before + change
-	switch {
-	case now < 0:
+	count := before + change
+	if count < 0 {
 		return fmt.Errorf("nft: exclude %s: it is not excluded", flow)
-	case before == 0 || now == 0:
-		if err := t.changeOwn(flow, now > 0); err != nil {
-			t.drop()
+	}
+	t.own[flow] = count
+	if count == 0 {
+		delete(t.own, flow)
+	}
+	if before == 0 || count == 0 {
+		if err := t.changeOwn(flow, count > 0); err != nil {
+			if t.own[flow] = before; before == 0 {
+				delete(t.own, flow)
+			}
 			return fmt.Errorf("nft: exclude %s: %w", flow, err)
 		}
-	}
-	t.own[flow] = now
-	if now == 0 {
-		delete(t.own, flow)
 	}
 	return nil
 }
 
-// changeOwn puts a connection into the sets that are there, or takes it out.
+// changeOwn puts a connection into the sets that are there, or takes it out, and the rules
+// that ask the sets into the gates while there is a connection in them.
 func (t *Table) changeOwn(flow filter.Flow, add bool) error {
 	version := 0
 	if flow.Source.Is6() {
@@ -127,10 +130,16 @@ func (t *Table) changeOwn(flow filter.Flow, add bool) error {
 			change = t.conn.SetDeleteElements
 		}
 		if err := change(o.own[version], flowElements(flow)); err != nil {
+			t.drop()
 			return err
 		}
 	}
-	return t.conn.Flush()
+	now := t.now
+	now.own[version] = add
+	for flow := range t.own {
+		now.own[version] = now.own[version] || flow.Source.Is6() == (version == 1)
+	}
+	return t.adapt(now)
 }
 
 // ownElements gives the elements of a set that is about to be made.

@@ -2,7 +2,6 @@ package nft
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -11,8 +10,8 @@ import (
 // The box's rate is divided evenly among the captures' parts (what a capture has in one
 // table), so that all together never log more, and a flood in one costs no other a packet.
 // When a capture comes or goes, or the box's rate changes, every part gets a limit of another
-// size. The kernel has no way to change a limit, nor to replace a rule and keep its counter: the limit stands in a
-// chain with nothing that counts, which is emptied and filled again in one transaction.
+// size. The kernel has no way to change a limit: another takes its place in the gates
+// (gate.go).
 
 // rate is a limit: of one capture, in one table.
 type rate struct {
@@ -41,28 +40,6 @@ func (r *rate) object(t *nftables.Table) *nftables.NamedObj {
 		Type: expr.LimitTypePkts, Rate: r.perSecond, Unit: expr.LimitTimeSecond, Burst: r.burst, Over: true}}
 }
 
-// rated is what a part has of the rate.
-type rated struct {
-	object *nftables.NamedObj
-	chains []ratedChain
-}
-
-// ratedChain is a chain in which the limit stands, and its rules.
-type ratedChain struct {
-	chain *nftables.Chain
-	rules []rule
-}
-
-// fill puts the chain's rules into the transaction, with the limit of the given name.
-func (c ratedChain) fill(low *lowerer, limit string) {
-	for _, r := range c.rules {
-		if r.rate != "" {
-			r.rate = limit
-		}
-		low.conn.AddRule(&nftables.Rule{Table: low.table, Chain: c.chain, Exprs: low.rule(r), UserData: commentData(r.comment)})
-	}
-}
-
 // ratedParts is how many parts of installed captures have a limit.
 func (t *Table) ratedParts() (n int) {
 	for _, c := range t.captures {
@@ -78,44 +55,6 @@ func (c *capture) ratedParts() (n int) {
 		}
 	}
 	return n
-}
-
-// divide puts limits of new sizes into the transaction where installed captures' have
-// another than that of one part in n. done records it once the kernel has agreed.
-func (t *Table) divide(n int) (done func(), err error) {
-	type change struct {
-		of *rated
-		to rated
-	}
-	var changes []change
-	for _, c := range t.captures {
-		for _, p := range c.parts {
-			if p.rate == nil {
-				continue
-			}
-			table := t.tables[p.family].table
-			to := rated{rateOf(c.spec, n).object(table), p.rate.chains}
-			if to.object.Name == p.rate.object.Name {
-				continue
-			}
-			t.conn.AddObj(to.object)
-			low := &lowerer{conn: t.conn, table: table, fam: p.family}
-			for _, ch := range to.chains {
-				t.conn.FlushChain(ch.chain)
-				ch.fill(low, to.object.Name)
-			}
-			t.conn.DeleteObject(p.rate.object)
-			if low.err != nil {
-				return nil, low.err
-			}
-			changes = append(changes, change{p.rate, to})
-		}
-	}
-	return func() {
-		for _, c := range changes {
-			*c.of = c.to
-		}
-	}, nil
 }
 
 // SetRate changes the box's rate, in packets a second, for the captures that are installed;
@@ -141,23 +80,8 @@ func (t *Table) SetRate(perSecond uint64) (unlimited int, err error) {
 
 // shareOut divides the rate anew after a capture has gone, or the rate has changed.
 func (t *Table) shareOut() error {
-	parts := t.ratedParts()
-	if parts == 0 {
-		return nil
-	}
-	done, err := t.divide(parts)
-	if err != nil {
-		t.drop()
+	if err := t.adapt(t.now); err != nil {
 		return fmt.Errorf("nft: divide the rate: %w", err)
 	}
-	if err := t.conn.Flush(); err != nil {
-		return fmt.Errorf("nft: divide the rate: %w", err)
-	}
-	done()
 	return nil
-}
-
-// isRated tells chains in which the limit stands.
-func isRated(c chain) bool {
-	return slices.ContainsFunc(c.rules, func(r rule) bool { return r.rate != "" })
 }

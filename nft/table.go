@@ -26,6 +26,7 @@ type Table struct {
 	tables   [2]owned
 	captures map[string]*capture
 	own      map[filter.Flow]int // capd's own connections, and how often each was added
+	now      present             // what the gates are filled for
 	closed   bool
 	lock     *netlink.Conn    // nil: the kernel keeps others away from the tables, see unowned.go
 	restored map[string]error // as Restored gives it
@@ -74,7 +75,8 @@ type part struct {
 	chains []*nftables.Chain
 	rules  []int // how many each of chains has
 	sets   []*nftables.Set
-	rate   *rated // nil: no limit
+	gates  []gateChain
+	rate   *nftables.NamedObj // the limit; nil: none
 }
 
 type jump struct {
@@ -142,6 +144,7 @@ func (t *Table) open() error {
 			return err
 		}
 	}
+	t.now.vrf = t.links.vrf()
 	table := t.create(inet)
 	if err := t.conn.Flush(); err != nil {
 		return t.refused(inet, err)

@@ -11,12 +11,19 @@ import (
 // only one, with counters at zero; `nft -f` accepts the text. It needs no rights and
 // touches nothing. Chains of ingress and egress stand for each name or pattern in
 // Interfaces as it is.
-func Ruleset(s Spec) (string, error) { return ruleset(s, lacks{}) }
+// The rules are those of a box without a VRF and while capd has no connection of its own.
+func Ruleset(s Spec) (string, error) { return ruleset(s, lacks{}, present{}) }
 
-// Ruleset is as the function of this name, for this kernel: what it cannot do is left out.
-func (t *Table) Ruleset(s Spec) (string, error) { return ruleset(s, t.features.lacks()) }
+// Ruleset is as the function of this name, for this kernel, which may lack something, and
+// for what is on the box now.
+func (t *Table) Ruleset(s Spec) (string, error) {
+	t.mu.Lock()
+	now := t.now
+	t.mu.Unlock()
+	return ruleset(s, t.features.lacks(), now)
+}
 
-func ruleset(s Spec, l lacks) (string, error) {
+func ruleset(s Spec, l lacks, now present) (string, error) {
 	s, err := s.check()
 	if err != nil {
 		return "", err
@@ -27,6 +34,18 @@ func ruleset(s Spec, l lacks) (string, error) {
 	}
 	w := writer{lacks: l}
 	for _, t := range tables {
+		limit := ""
+		if t.rate != nil {
+			limit = t.rate.name
+		}
+		for i, c := range t.chains {
+			if c.gate == nil {
+				continue
+			}
+			if t.chains[i].rules, err = c.gate.rules(now, limit); err != nil {
+				return "", fmt.Errorf("nft: capture %s: %w", s.ID[:8], err)
+			}
+		}
 		w.table(t)
 	}
 	return w.String(), nil

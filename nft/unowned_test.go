@@ -138,7 +138,7 @@ func TestUnownedRestores(t *testing.T) {
 	install(t, table, two)
 	removed := []string{
 		"flush ruleset", "delete table inet capd", "delete table netdev capd", "flush table inet capd", "flush table netdev capd",
-		"flush chain inet capd prerouting", "flush chain inet capd capture_00000001_stamped_rate", "insert rule inet capd capture_00000001_stamped_log accept",
+		"flush chain inet capd prerouting", "flush chain inet capd capture_00000001_stamped_gate", "insert rule inet capd capture_00000001_stamped_gate accept",
 	}
 	counts := func(id string) Counters {
 		t.Helper()

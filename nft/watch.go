@@ -42,6 +42,10 @@ func (t *Table) hear(n news, final error) (ended bool) {
 	if err == nil {
 		err = t.follow(n.appeared)
 	}
+	if now := t.now; err == nil && now.vrf != n.vrf {
+		now.vrf = n.vrf
+		err = t.adapt(now)
+	}
 	if err != nil {
 		t.missed = fmt.Errorf("nft: follow new interfaces: %w", err)
 	}
@@ -86,8 +90,8 @@ func (t *Table) notice(n news) {
 		}
 		for _, pattern := range c.spec.Interfaces {
 			here := false
-			for _, name := range t.links.known {
-				here = here || covers(pattern, name)
+			for _, link := range t.links.known {
+				here = here || covers(pattern, link.name)
 			}
 			change := Change{ID: c.spec.ID, Interface: pattern, At: now}
 			for _, d := range n.left {
