@@ -81,55 +81,79 @@ func (f *farEnd) through(b *bed, frames int) (passage, error) {
 	return passage{float64(after-before) / sent.Elapsed.Seconds(), float64(sent.CPU) / float64(frames)}, err
 }
 
-// forwarding compares what a router forwards beside a capture of everything with what it
-// forwards without any rule, with capd's default max_packet_rate and with one so low that
-// nearly all packets are held back: then the rules' own cost remains. They take turns, in
-// short floods, so that other work on the machine hits them alike.
+// forwarding compares what a router forwards beside a capture with what it forwards without
+// any rule. The captures are of everything, with capd's default max_packet_rate and with one
+// so low that nearly all packets are held back, and of a port that no packet has: in the two
+// latter the rules' own cost remains. A single rule of nft's, with a limit and a counter and
+// nobody who reads, tells what part of that any rule would cost. They take turns, so that
+// other work on the machine hits them alike. A flood lasts about a second, so that the burst
+// that the rate allows, a tenth of a second's packets, counts for little.
 func forwarding(b *bench) ([]figure, error) {
 	far, err := newFarEnd(b.bed)
 	if err != nil {
 		return nil, err
 	}
-	const command = "capctl start -t 1h -b 50gb"
-	type run struct{ rate, cpu, ratio, limited figure }
+	type run struct {
+		expression, limits     string // of the capture
+		all                    bool   // it sees every packet
+		rate, cpu, ratio, held figure
+	}
 	named := func(what, command string) *run {
 		return &run{
 			rate: figure{What: "forwarded " + what, Unit: "packets/s", Command: command}, cpu: figure{What: "CPU per packet " + what, Unit: "ns", Command: command},
-			ratio: figure{What: "packets/s " + what + " / with no rule", Unit: "×", Command: command}, limited: figure{What: "held back by the rate " + what, Unit: "%", Command: command},
+			ratio: figure{What: "packets/s " + what + " / with no rule", Unit: "×", Command: command}, held: figure{What: "held back by the rate " + what, Unit: "%", Command: command},
 		}
 	}
+	const command = "capctl start -t 1h -b 50gb"
 	free := named("with no rule at all", "XDP_PASS frames into "+device)
+	rule := named("through one nftables rule with a limit and a counter", "nft add rule … "+bareRule)
 	usual, held := named("beside a capture of everything, default max_packet_rate", command), named("beside it, max_packet_rate = 1000", command)
-	frames := max(b.frames/8, 1)
-	for range 5 * b.repeats {
+	usual.all, held.all, held.limits = true, true, "max_packet_rate = 1000\n"
+	other := named("beside a capture that none of the packets matches", command+" port 4")
+	other.expression = "port 4"
+	frames := max(b.frames/2, 1)
+	note := func(r *run, p passage) {
+		r.rate.Spread, r.cpu.Spread = append(r.rate.Spread, p.rate), append(r.cpu.Spread, p.cpu)
+	}
+	for range 3 * b.repeats {
 		without, err := far.through(b.bed, frames)
 		if err != nil {
 			return nil, err
 		}
-		free.rate.Spread, free.cpu.Spread = append(free.rate.Spread, without.rate), append(free.cpu.Spread, without.cpu)
-		for _, c := range []struct {
-			*run
-			limits string
-		}{{usual, ""}, {held, "max_packet_rate = 1000\n"}} {
-			with, p, err := b.besideCapture(far, frames, c.limits)
+		note(free, without)
+		compare := func(r *run, with passage) {
+			note(r, with)
+			r.ratio.Spread = append(r.ratio.Spread, with.rate/without.rate)
+		}
+		with, err := b.besideRule(far, frames)
+		if err != nil {
+			return nil, err
+		}
+		compare(rule, with)
+		b.log("  no rule %7.0f/s %5.0f ns; one rule %7.0f/s %5.0f ns", without.rate, without.cpu, with.rate, with.cpu)
+		for _, r := range []*run{usual, held, other} {
+			with, p, err := b.besideCapture(far, frames, r.limits, r.expression)
 			if err != nil {
 				return nil, err
 			}
-			b.log("  no rule %7.0f/s %5.0f ns; %-23q %7.0f/s %5.0f ns, of %d seen %d limited, %d lost",
-				without.rate, without.cpu, c.limits, with.rate, with.cpu, *p.Seen, *p.Limited, p.Lost)
-			c.rate.Spread, c.cpu.Spread = append(c.rate.Spread, with.rate), append(c.cpu.Spread, with.cpu)
-			c.ratio.Spread = append(c.ratio.Spread, with.rate/without.rate)
-			c.limited.Spread = append(c.limited.Spread, 100*float64(*p.Limited)/float64(*p.Seen))
+			if r.all != (*p.Seen > 0) {
+				return nil, fmt.Errorf("the capture of %q saw %d packets", r.expression, *p.Seen)
+			}
+			compare(r, with)
+			b.log("  %-26q %7.0f/s %5.0f ns, of %d seen %d limited, %d lost", r.limits+r.expression, with.rate, with.cpu, *p.Seen, *p.Limited, p.Lost)
+			if r.all {
+				r.held.Spread = append(r.held.Spread, 100*float64(*p.Limited)/float64(*p.Seen))
+			}
 		}
 	}
 	var out []figure
-	for _, r := range []*run{free, usual, held} {
-		for _, f := range []*figure{&r.rate, &r.cpu, &r.limited, &r.ratio} {
+	for _, r := range []*run{free, usual, held, other, rule} {
+		for _, f := range []*figure{&r.rate, &r.cpu, &r.held, &r.ratio} {
 			f.Value = median(f.Spread)
 			if f == &r.ratio {
 				f.Value = r.rate.Value / free.rate.Value
 			}
-			if r == usual && f == &r.ratio {
+			if f == &r.ratio && (r == usual || r == other) {
 				f.Target, f.Met = "≥ 0.85", f.Value >= 0.85
 			}
 			if len(f.Spread) > 0 {
@@ -140,15 +164,27 @@ func forwarding(b *bench) ([]figure, error) {
 	return out, nil
 }
 
-// besideCapture is a flood beside a capture of everything, of a capd with these limits, and
-// what the capture counted.
-func (b *bench) besideCapture(far *farEnd, frames int, limits string) (with passage, p wire.Packets, err error) {
+// bareRule is the least that a rule with a limit can be.
+const bareRule = "limit rate over 1000/second burst 100 packets counter"
+
+// besideRule is a flood through one rule, at the place of capd's.
+func (b *bench) besideRule(far *farEnd, frames int) (with passage, err error) {
+	if err := b.bed.rule(bareRule); err != nil {
+		return with, err
+	}
+	with, err = far.through(b.bed, frames)
+	return with, errors.Join(err, b.bed.unrule())
+}
+
+// besideCapture is a flood beside a capture of what the expression says, of a capd with these
+// limits, and what the capture counted.
+func (b *bench) besideCapture(far *farEnd, frames int, limits, expression string) (with passage, p wire.Packets, err error) {
 	d, err := startLimitedCapd(b.bed, readerCPU, "auto", limits)
 	if err != nil {
 		return with, p, err
 	}
 	defer d.stop()
-	id, _, err := d.ctl("start", "-q", "-t", "1h", "-b", "50gb")
+	id, _, err := d.ctl(append([]string{"start", "-q", "-t", "1h", "-b", "50gb"}, strings.Fields(expression)...)...)
 	if err != nil {
 		return with, p, err
 	}
@@ -156,7 +192,7 @@ func (b *bench) besideCapture(far *farEnd, frames int, limits string) (with pass
 		return with, p, err
 	}
 	c, _, err := d.finish(id)
-	if p = c.Packets; err == nil && (p.Seen == nil || *p.Seen < uint64(frames)) {
+	if p = c.Packets; err == nil && (p.Seen == nil || expression == "" && *p.Seen < uint64(frames)) {
 		err = fmt.Errorf("the capture did not see the flood of %d frames: %s", frames, describe(p))
 	}
 	return with, p, err
