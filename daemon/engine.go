@@ -17,7 +17,7 @@ import (
 
 // source is where an engine's packets come from: a ring.Reader.
 type source interface {
-	Next(*ring.Packet) error
+	Next() (*ring.Packet, error)
 	SetDeadline(time.Time)
 	Wake()
 	Drain()
@@ -113,12 +113,11 @@ func (e *engine) run() error {
 	defer runtime.UnlockOSThread()
 	e.begin()
 	e.admitTaps()
-	var p ring.Packet
 	e.schedule(time.Now())
 	for {
-		switch err := e.source.Next(&p); {
+		switch p, err := e.source.Next(); {
 		case err == nil:
-			e.packet(&p)
+			e.packet(p)
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			e.clocks(time.Now())
 		case errors.Is(err, ring.ErrWoken):

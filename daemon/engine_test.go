@@ -35,24 +35,24 @@ type fakeSource struct {
 
 var _ source = (*fakeSource)(nil)
 
-func (s *fakeSource) Next(p *ring.Packet) error {
+func (s *fakeSource) Next() (*ring.Packet, error) {
 	switch {
 	case s.next%1000 == 500 && !s.idle:
 		s.idle = true
-		return os.ErrDeadlineExceeded
+		return nil, os.ErrDeadlineExceeded
 	case s.next%1000 == 700 && !s.woken:
 		s.woken = true
-		return ring.ErrWoken
+		return nil, ring.ErrWoken
 	case s.next == s.packets:
-		return io.EOF
+		return nil, io.EOF
 	}
 	s.idle, s.woken = false, false
 	if s.at != nil {
 		s.at(s.next)
 	}
-	*p = *s.packet(s.next)
+	p := *s.packet(s.next)
 	s.next++
-	return nil
+	return &p, nil
 }
 
 func (s *fakeSource) SetDeadline(t time.Time) { s.deadline = t }

@@ -49,7 +49,7 @@ func TestAccount(t *testing.T) {
 			var p Packet
 			var dropped []uint64
 			for {
-				err := r.Next(&p)
+				err := next(r, &p)
 				if errors.Is(err, io.EOF) {
 					break
 				}

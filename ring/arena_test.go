@@ -57,7 +57,7 @@ func TestHeap(t *testing.T) {
 	h := make(heap, 0, len(groups))
 	for range 2000 {
 		for i := range groups {
-			groups[i].index, groups[i].head.Time = i, int64(rng.IntN(20))
+			groups[i].index, groups[i].head = i, &Packet{Time: int64(rng.IntN(20))}
 			h.push(&groups[i])
 		}
 		h.remove(rng.IntN(len(h)))

@@ -16,11 +16,10 @@ func BenchmarkDecode(b *testing.B) {
 			header, packet := synthUDP(s.frame)
 			m := synth{time: fakeEpoch, in: 7, hwHeader: header, payload: packet}.message()
 			d := decoder{prefix: append([]byte(testPrefix), 0), limit: maxCopy}
-			var p Packet
 			b.ReportAllocs()
 			for b.Loop() {
 				_, _, body, _, _ := cutMessage(m)
-				if v, _ := d.decode(body, &p); v != good {
+				if _, v, _ := d.decode(body, 1); v != good {
 					b.Fatal(v)
 				}
 			}
@@ -87,11 +86,10 @@ func BenchmarkNext(b *testing.B) {
 				for _, c := range conns {
 					c.left = b.N/s.batch/groups + 1
 				}
-				var p Packet
 				b.ReportAllocs()
 				b.ResetTimer()
 				for range b.N {
-					if err := r.Next(&p); err != nil {
+					if _, err := r.Next(); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -121,7 +119,6 @@ func BenchmarkPath(b *testing.B) {
 
 // pathWriter does with packets what the daemon does, but throws the blocks away.
 type pathWriter struct {
-	p       Packet
 	e       pcapng.Packet
 	scratch [MaxHead]byte
 	block   []byte
@@ -138,15 +135,16 @@ func newPathWriter(t testing.TB) *pathWriter {
 }
 
 func (w *pathWriter) step(r *Reader) error {
-	if err := r.Next(&w.p); err != nil {
+	p, err := r.Next()
+	if err != nil {
 		return err
 	}
-	head, body, original, ok := w.p.Frame(LinkSLL2, &w.scratch)
+	head, body, original, ok := p.Frame(LinkSLL2, &w.scratch)
 	if !ok {
 		return errors.New("no frame")
 	}
 	e := &w.e
-	e.Time, e.Head, e.Body, e.Original, e.Flags, e.Dropped = w.p.Time, head, body, original, uint32(w.p.Direction()), w.p.Dropped
+	e.Time, e.Head, e.Body, e.Original, e.Flags, e.Dropped = p.Time, head, body, original, uint32(p.Direction()), p.Dropped
 	size := w.e.Size()
 	if w.fill+size > len(w.block) {
 		w.fill = 0

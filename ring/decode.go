@@ -81,29 +81,35 @@ type numbered struct {
 	ok  bool
 }
 
-// decoder holds what all messages of a Reader are judged by.
+// decoder reads the messages of one group.
 type decoder struct {
 	prefix []byte // with its NUL; nil = every prefix
 	limit  int    // bytes of payload from which on a packet may have been cut
 	cache  layoutCache
+	walked Packet // the message read last, where no layout had it
 }
 
-// decode reads one packet message (what follows the netlink header) into p. All of p is
-// set except Dropped and Group, which are undefined; a packet without a kernel stamp leaves Time as it was. The
-// sequence number is given whenever it can be read, also from a message that is malformed
-// or foreign. No length in the message is trusted.
-func (d *decoder) decode(b []byte, p *Packet) (verdict, numbered) {
-	if n, ok := d.cache.find(d, b, p); ok {
-		return good, n
+// decode reads one packet message (what follows the netlink header). The packet holds
+// until the next call; Dropped and Group are undefined; Time is clock where the kernel gave
+// no stamp. The sequence number is given whenever it can be read, also from a message that
+// is malformed or foreign. No length in the message is trusted.
+func (d *decoder) decode(b []byte, clock int64) (*Packet, verdict, numbered) {
+	if l := d.cache.find(b); l != nil {
+		if seq, ok := l.decode(b, clock, d.limit); ok {
+			return &l.packet, good, numbered{seq, true}
+		}
 	}
+	p := &d.walked
+	p.Time = clock
 	v, n := d.walk(b, p)
 	if v == good {
 		d.cache.learn(b, p)
 	}
-	return v, n
+	return p, v, n
 }
 
-// walk is decode by going from attribute to attribute.
+// walk reads a message into p by going from attribute to attribute. It leaves Time as it
+// was where the message has none.
 func (d *decoder) walk(b []byte, p *Packet) (verdict, numbered) {
 	var n numbered
 	if len(b) < nfgenHeader {

@@ -19,9 +19,11 @@ func decodeOne(t *testing.T, d *decoder, m []byte) (Packet, verdict, numbered) {
 	if !ok || kind != ulogPacket || len(rest) != 0 {
 		t.Fatalf("message of type %d, ok %v, %d bytes behind", kind, ok, len(rest))
 	}
-	p := Packet{Time: 42, Payload: []byte("old"), Mark: 7, VLAN: VLAN{Present: true}, HWAddr: []byte{1}}
-	v, n := d.decode(body, &p)
-	return p, v, n
+	d.walked = Packet{Time: 41, Payload: []byte("old"), Mark: 7, VLAN: VLAN{Present: true}, HWAddr: []byte{1}}
+	p, v, n := d.decode(body, 42)
+	out := *p
+	p.HWType, p.HasHWType = 99, true // which a user may
+	return out, v, n
 }
 
 // TestDecodeAll reads a message with every attribute, each once by walking and once by
@@ -183,15 +185,14 @@ func FuzzDecode(f *testing.F) {
 	f.Add(a, a[:80])
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		d := testDecoder(50)
-		var p Packet
-		d.decode(first, &p)
+		d.decode(first, 1)
 		for _, m := range [][]byte{first, second} {
 			m = slices.Clip(m)
-			p, q := Packet{Time: 1}, Packet{Time: 1}
-			v, n := d.decode(m, &p)
+			q := Packet{Time: 1}
+			p, v, n := d.decode(m, 1)
 			w, o := d.walk(m, &q)
-			if v != w || n != o || v == good && !reflect.DeepEqual(p, q) {
-				t.Fatalf("decode: %d %+v %+v\nwalk: %d %+v %+v", v, n, p, w, o, q)
+			if v != w || n != o || v == good && !reflect.DeepEqual(*p, q) {
+				t.Fatalf("decode: %d %+v %+v\nwalk: %d %+v %+v", v, n, *p, w, o, q)
 			}
 		}
 	})
@@ -217,7 +218,7 @@ func FuzzDatagram(f *testing.F) {
 		packets := uint64(0)
 		var p Packet
 		for {
-			err := r.Next(&p)
+			err := next(r, &p)
 			if err == io.EOF {
 				break
 			}

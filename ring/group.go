@@ -18,8 +18,9 @@ type group struct {
 	clock       int64  // slot first's wall-clock time
 	packets     int    // messages decoded of slot first
 
+	decoder decoder
 	// head is the next packet, decoded ahead, while the group stands in the heap.
-	head Packet
+	head *Packet
 
 	horizon instant // everything that was logged before it has been read
 	state   groupState
@@ -148,29 +149,28 @@ func (p *published) batch(packets int) {
 	}
 }
 
-// decode reads the next packet of the current slot into p. It gives false at the slot's
-// end.
-func (g *group) decode(d *decoder, p *Packet) bool {
+// decode gives the next packet of the current slot, nil at the slot's end. It holds until
+// the next call.
+func (g *group) decode() *Packet {
 	for len(g.data) > 0 {
 		kind, _, body, rest, ok := cutMessage(g.data)
 		g.data = rest
 		if !ok {
 			g.account.settle(malformed, numbered{})
-			return false
+			return nil
 		}
 		if kind != ulogPacket {
 			continue // NLMSG_DONE ends a batch
 		}
 		g.packets++
-		p.Time = g.clock
-		v, n := d.decode(body, p)
+		p, v, n := g.decoder.decode(body, g.clock)
 		if g.account.settle(v, n) {
 			p.Group = g.index
 			p.Dropped = g.account.dropped
 			g.account.dropped = 0
-			return true
+			return p
 		}
 	}
 	g.dirty = true // the slot's packets are in the account now
-	return false
+	return nil
 }

@@ -111,7 +111,7 @@ func TestKernelDrain(t *testing.T) {
 		}
 		r.SetDeadline(time.Now().Add(time.Duration(30+round*7) * time.Millisecond))
 		for {
-			err := r.Next(&p2)
+			err := next(r, &p2)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				if packets > 0 {
 					break
@@ -129,7 +129,7 @@ func TestKernelDrain(t *testing.T) {
 		r.SetDeadline(time.Time{})
 		r.Drain()
 		for {
-			err := r.Next(&p2)
+			err := next(r, &p2)
 			if errors.Is(err, io.EOF) {
 				break
 			}
@@ -194,7 +194,7 @@ func TestKernelBatches(t *testing.T) {
 	var q Packet
 	for range 300_000 {
 		r.SetDeadline(time.Now().Add(5 * time.Second))
-		if err := r.Next(&q); err != nil {
+		if err := next(r, &q); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -239,7 +239,7 @@ func TestKernelIdle(t *testing.T) {
 		close(woken)
 	}()
 	var p Packet
-	if err := r.Next(&p); !errors.Is(err, ErrWoken) {
+	if err := next(r, &p); !errors.Is(err, ErrWoken) {
 		t.Errorf("got %v", err)
 	}
 	<-woken
@@ -247,12 +247,12 @@ func TestKernelIdle(t *testing.T) {
 		t.Errorf("%d waits and %d rounds while nothing happened", s.Waits, s.Rounds)
 	}
 	r.SetDeadline(time.Now().Add(-time.Second))
-	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := next(r, &p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	r.SetDeadline(time.Time{})
 	r.Drain()
-	if err := r.Next(&p); !errors.Is(err, io.EOF) {
+	if err := next(r, &p); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -328,7 +328,7 @@ func TestKernelRights(t *testing.T) {
 		var q Packet
 		for ; packets < n; packets++ {
 			r.SetDeadline(time.Now().Add(5 * time.Second))
-			if err := r.Next(&q); err != nil {
+			if err := next(r, &q); err != nil {
 				return fmt.Errorf("after %d packets: %w", packets, err)
 			}
 		}
@@ -338,7 +338,7 @@ func TestKernelRights(t *testing.T) {
 		r.SetDeadline(time.Time{})
 		r.Drain()
 		for {
-			err := r.Next(&q)
+			err := next(r, &q)
 			if errors.Is(err, io.EOF) {
 				return nil
 			}

@@ -92,7 +92,7 @@ func collect(t *testing.T, r *Reader, link LinkType, patience time.Duration) (ou
 		if patience > 0 {
 			r.SetDeadline(time.Now().Add(patience))
 		}
-		err := r.Next(&p)
+		err := next(r, &p)
 		if errors.Is(err, io.EOF) || patience > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			return out
 		}

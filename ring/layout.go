@@ -8,7 +8,9 @@ package ring
 type layout struct {
 	chunks     int // to compare: the message up to the payload's attribute header, and what of the payload fills the last
 	want, mask [layoutChunks]chunk
-	model      Packet // the constant fields
+	packet     Packet // the message read last: the constant fields stay
+	hwType     uint16 // as learned: a user of the packet may have set another
+	hasHWType  bool
 	payload    int    // where the payload's attribute header stands
 
 	// Where differing values stand, 0 = not in this form.
@@ -40,21 +42,18 @@ type layoutCache struct {
 	misses int
 }
 
-// find reads a message by its layout. It gives false where none fits; then p is unchanged.
-func (c *layoutCache) find(d *decoder, b []byte, p *Packet) (n numbered, ok bool) {
-	if c.recent == nil {
-		return n, false
-	}
-	if c.recent.fits(b) {
-		return c.recent.decode(d, b, p)
+// find gives the layout that a message has, or nil.
+func (c *layoutCache) find(b []byte) *layout {
+	if c.recent == nil || c.recent.fits(b) {
+		return c.recent
 	}
 	for i := range c.known {
 		if l := &c.known[i]; l != c.recent && l.chunks > 0 && l.fits(b) {
 			c.recent = l
-			return l.decode(d, b, p)
+			return l
 		}
 	}
-	return n, false
+	return nil
 }
 
 // fits compares all that a message must have in common with the layout.
@@ -74,26 +73,27 @@ func (l *layout) fits(b []byte) bool {
 	return differ == 0
 }
 
-// decode reads a message that fits.
-func (l *layout) decode(d *decoder, b []byte, p *Packet) (n numbered, ok bool) {
+// decode reads a message that fits into l.packet; without a kernel stamp its Time is
+// clock. It gives false, and leaves the packet as it was, where the walk has to judge.
+func (l *layout) decode(b []byte, clock int64, limit int) (seq uint32, ok bool) {
 	at := l.payload
 	size := int(host.Uint16(b[at:]))
 	end := at + size
 	if size < attrHeader || end > len(b) || (size+3)&^3 < len(b)-at {
-		return n, false
+		return 0, false
 	}
-	t, kernelTime := p.Time, false
 	if l.time != 0 {
 		sec, usec := be.Uint64(b[l.time:]), be.Uint64(b[l.time+8:])
 		if sec >= 1<<33 || usec >= 1e6 {
-			return n, false
+			return 0, false
 		}
-		t, kernelTime = int64(sec)*1e9+int64(usec)*1e3, true
+		clock = int64(sec)*1e9 + int64(usec)*1e3
 	}
-	*p = l.model
-	p.Time, p.KernelTime = t, kernelTime
+	p := &l.packet
+	p.Time = clock
+	p.HWType, p.HasHWType = l.hwType, l.hasHWType
 	p.Payload = b[at+attrHeader : end : end]
-	p.Cut = size-attrHeader >= d.limit
+	p.Cut = size-attrHeader >= limit
 	p.Protocol = be.Uint16(b[layoutProtocol:])
 	if l.in != 0 {
 		p.In = be.Uint32(b[l.in:])
@@ -113,7 +113,7 @@ func (l *layout) decode(d *decoder, b []byte, p *Packet) (n numbered, ok bool) {
 	if l.l2.to != 0 {
 		p.L2Header = b[l.l2.from:l.l2.to:l.l2.to]
 	}
-	return numbered{be.Uint32(b[l.seq:]), true}, true
+	return be.Uint32(b[l.seq:]), true
 }
 
 // layoutProtocol is where the ethertype stands: PACKET_HDR comes first.
@@ -149,10 +149,8 @@ func (c *layoutCache) learn(b []byte, p *Packet) {
 // learn makes the layout that of message b. It gives false where the message is of a kind
 // that layouts do not cover: they want PACKET_HDR first and the payload last.
 func (l *layout) learn(b []byte, p *Packet) bool {
-	*l = layout{model: *p}
-	m := &l.model
-	m.Payload, m.HWAddr, m.HWHeader, m.L2Header, m.Dropped, m.Group = nil, nil, nil, nil, 0, 0
-	if m.Conntrack != nil {
+	*l = layout{packet: *p, hwType: p.HWType, hasHWType: p.HasHWType}
+	if p.Conntrack != nil {
 		return false
 	}
 	var mask [layoutChunks * chunkSize]byte

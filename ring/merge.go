@@ -5,33 +5,35 @@ import (
 	"math"
 )
 
-// Next gives the next packet in p, waiting for it if need be. p's slices are valid until
-// the next call. It allocates nothing. Errors: os.ErrDeadlineExceeded at the deadline,
+// Next gives the next packet, waiting for it if need be. The packet and what its slices
+// point to hold until the next call; until then the caller may set its HWType and
+// Dropped, no other field. It allocates nothing. Errors: os.ErrDeadlineExceeded at the deadline,
 // ErrWoken after Wake (both leave everything as it was, and packets can be overtaken by
 // them for no longer than it takes to read a few datagrams), io.EOF when everything was
 // read after Drain, ErrClosed, or what made reading impossible.
-func (r *Reader) Next(p *Packet) error {
+func (r *Reader) Next() (*Packet, error) {
 	if g := r.run; g != nil {
-		if g.decode(&r.decoder, p) {
-			if p.Time <= r.limit {
-				return nil
-			}
-			g.head = *p
-			r.heap.push(g)
-		} else {
+		if p := g.decode(); p == nil {
 			r.advance(g)
+		} else if p.Time <= r.until {
+			return p, nil
+		} else {
+			g.head = p
+			r.heap.push(g)
 		}
 		r.run = nil
 	}
-	return r.choose(p)
+	return r.choose()
 }
 
 // advance goes on to the group's next packet in its next slot, or marks it silent.
 func (r *Reader) advance(g *group) {
 	for g.first >= 0 {
-		if len(g.data) > 0 && g.decode(&r.decoder, &g.head) {
-			r.heap.push(g)
-			return
+		if len(g.data) > 0 {
+			if g.head = g.decode(); g.head != nil {
+				r.heap.push(g)
+				return
+			}
 		}
 		done := g.first
 		s := &r.arena.slots[done]
@@ -64,34 +66,33 @@ func (r *Reader) silent(g *group) {
 }
 
 // choose finds the group whose turn it is, reading the sockets as needed.
-func (r *Reader) choose(p *Packet) error {
+func (r *Reader) choose() (*Packet, error) {
 	if r.started > perRound {
 		// Packets are at hand, but deadlines and silent groups must not wait for their end.
 		if _, err := r.read(false); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for looked := false; ; {
 		if i := r.ready(); i >= 0 {
 			g := r.heap.remove(i)
-			*p = g.head
-			r.run, r.limit = g, r.heap.earliest()
+			r.run, r.until = g, r.heap.earliest()
 			if s := &r.arena.slots[g.first]; s.received > r.horizon.monotonic && !s.hurried {
-				r.limit = min(r.limit, r.horizon.wall)
+				r.until = min(r.until, r.horizon.wall)
 			}
-			return nil
+			return g.head, nil
 		}
 		if looked {
 			if r.draining && r.over() {
-				return io.EOF
+				return nil, io.EOF
 			}
 			if err := r.wait(); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		got, err := r.read(true)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		looked = got == 0
 	}

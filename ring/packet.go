@@ -93,19 +93,19 @@ const (
 // egress, output and postrouting, unknown at forward, where it goes both ways.
 func (p *Packet) Direction() Direction {
 	if p.Family == FamilyNetdev {
-		if p.Hook == HookNetdevEgress {
-			return Outbound
-		}
-		return Inbound
+		return netdevDirections[p.Hook&7]
 	}
-	switch p.Hook {
-	case HookPrerouting, HookInput, HookInetIngress:
-		return Inbound
-	case HookOutput, HookPostrouting:
-		return Outbound
-	}
-	return DirectionUnknown
+	return inetDirections[p.Hook&7]
 }
+
+// Directions by hook number. No packet is in doubt for the mask: hooks are 0 to 5.
+var (
+	netdevDirections = [8]Direction{HookNetdevIngress: Inbound, HookNetdevEgress: Outbound}
+	inetDirections   = [8]Direction{
+		HookPrerouting: Inbound, HookInput: Inbound, HookInetIngress: Inbound,
+		HookOutput: Outbound, HookPostrouting: Outbound,
+	}
+)
 
 // Interface is the index of the device that the packet is attributed to: the one it
 // leaves by where it goes out, else the one it came in by.

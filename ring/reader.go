@@ -30,16 +30,16 @@ import (
 // and what others keep overtaking after a second. A Reader with a single Stamped group
 // never waits for it.
 type Reader struct {
-	groups  []group
-	decoder decoder
-	memory  *Memory
-	arena   arena
-	log     *slog.Logger
-	flags   uint16 // NFULA_CFG_FLAGS of all groups
+	groups []group
+	limit  int // bytes of a packet that the kernel copies
+	memory *Memory
+	arena  arena
+	log    *slog.Logger
+	flags  uint16 // NFULA_CFG_FLAGS of all groups
 
 	// The merge.
 	run     *group // the group that Next goes on with, not in the heap
-	limit   int64  // while its packets are not later than this
+	until   int64  // while its packets are not later than this
 	heap    heap
 	horizon instant // of the Stamped groups that have no packet at hand, the least
 	started int     // slots begun since the sockets were last read
@@ -84,7 +84,7 @@ const (
 	napLongest  = int64(5 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
 	// napFrom is the rate in datagrams/s at which sleeping pays.
-	napFrom = 1500
+	napFrom = 250
 	// napFull is how many datagrams a sleep should gather at most.
 	napFull = 16
 )
@@ -126,15 +126,16 @@ func newReader(c Config, memory *Memory) *Reader {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.decoder.limit = maxCopy
+	r.limit = maxCopy
 	if c.CopyRange > 0 && c.CopyRange < maxCopy {
-		r.decoder.limit = int(c.CopyRange)
+		r.limit = int(c.CopyRange)
 	}
 	if r.flags = flagSeq; c.Conntrack {
 		r.flags |= flagConntrack
 	}
+	var prefix []byte
 	if c.Prefix != "" {
-		r.decoder.prefix = append([]byte(c.Prefix), 0)
+		prefix = append([]byte(c.Prefix), 0)
 	}
 	r.groups = make([]group, c.Stamped+c.Clocked)
 	for i := range r.groups {
@@ -147,7 +148,8 @@ func newReader(c Config, memory *Memory) *Reader {
 		if n == 1 {
 			g.CPU = -1
 		}
-		g.tuning.begin(g.Class, r.decoder.limit)
+		g.decoder.prefix, g.decoder.limit = prefix, r.limit
+		g.tuning.begin(g.Class, r.limit)
 	}
 	r.heap = make(heap, 0, len(r.groups))
 	for i := range r.groups {
@@ -192,7 +194,7 @@ func (r *Reader) bind(c Config) error {
 			if number++; number == 1<<16 {
 				number = firstNumber
 			}
-			taken, err := g.socket.setUp(g.Number, uint32(r.decoder.limit), &r.flags, r.arena.area[:window], other)
+			taken, err := g.socket.setUp(g.Number, uint32(r.limit), &r.flags, r.arena.area[:window], other)
 			if err == nil {
 				break
 			}
@@ -213,14 +215,13 @@ func (r *Reader) Conntrack() bool { return r.flags&flagConntrack != 0 }
 
 // strange counts what comes before any rule of ours can have sent it.
 func (r *Reader) strange(g *group, datagram []byte) {
-	var p Packet
 	for len(datagram) > 0 {
 		kind, _, body, rest, ok := cutMessage(datagram)
 		datagram = rest
 		if !ok {
 			g.account.settle(malformed, numbered{})
 		} else if kind == ulogPacket {
-			v, n := r.decoder.decode(body, &p)
+			_, v, n := g.decoder.decode(body, 0)
 			if v == good {
 				v = foreign
 			}

@@ -11,6 +11,15 @@ import (
 	"time"
 )
 
+// next copies what Next gives.
+func next(r *Reader, p *Packet) error {
+	got, err := r.Next()
+	if err == nil {
+		*p = *got
+	}
+	return err
+}
+
 // one is a datagram of one packet whose payload tells it from others.
 func one(seq uint32, at int64, name string) []byte {
 	return synth{seq: seq, time: at, in: 1, payload: []byte(name)}.message()
@@ -26,7 +35,7 @@ func all(t *testing.T, r *Reader) (names []string) {
 	t.Helper()
 	var p Packet
 	for {
-		switch err := r.Next(&p); {
+		switch err := next(r, &p); {
 		case err == nil:
 			names = append(names, string(p.Payload))
 		case errors.Is(err, io.EOF):
@@ -67,7 +76,7 @@ func TestMergeHolds(t *testing.T) {
 	}
 	var p Packet
 	for _, want := range []string{"early", "late"} {
-		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+		if err := next(r, &p); err != nil || string(p.Payload) != want {
 			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
 		}
 	}
@@ -85,7 +94,7 @@ func TestSingleGroupNeverWaits(t *testing.T) {
 		r, conns, f := newFake(t, Config{Stamped: 1, Clocked: clockedGroups})
 		conns[0].queue = [][]byte{one(0, f.wall, "x")}
 		var p Packet
-		if err := r.Next(&p); err != nil || f.slept != 0 {
+		if err := next(r, &p); err != nil || f.slept != 0 {
 			t.Errorf("slept %d times, %v", f.slept, err)
 		}
 	}
@@ -99,7 +108,7 @@ func TestClockedTime(t *testing.T) {
 	var p Packet
 	last := before
 	for range 3 {
-		if err := r.Next(&p); err != nil {
+		if err := next(r, &p); err != nil {
 			t.Fatal(err)
 		}
 		if p.KernelTime || p.Time < last || p.Time > f.wall {
@@ -123,7 +132,7 @@ func TestClockedMerges(t *testing.T) {
 	}
 	var p Packet
 	for _, want := range []string{"in", "out"} {
-		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+		if err := next(r, &p); err != nil || string(p.Payload) != want {
 			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
 		}
 	}
@@ -146,7 +155,7 @@ func TestClockStep(t *testing.T) {
 	feed()
 	var p Packet
 	for string(p.Payload) != "future" {
-		if err := r.Next(&p); err != nil {
+		if err := next(r, &p); err != nil {
 			t.Fatal(err)
 		}
 		feed()
@@ -165,7 +174,7 @@ func TestFullRing(t *testing.T) {
 	}
 	var p Packet
 	for i := range batches * 40 {
-		if err := r.Next(&p); err != nil || p.Dropped != 0 {
+		if err := next(r, &p); err != nil || p.Dropped != 0 {
 			t.Fatalf("packet %d: %v, %d dropped", i, err, p.Dropped)
 		}
 		if _, packet := synthUDP(1400); !bytes.Equal(p.Payload, packet) {
@@ -196,7 +205,7 @@ func TestJumbo(t *testing.T) {
 	r.Drain()
 	var p Packet
 	for i := range int(seq) {
-		if err := r.Next(&p); err != nil {
+		if err := next(r, &p); err != nil {
 			t.Fatal(err)
 		}
 		want := [][]byte{[]byte("small"), jumbo, jumbo[:64000], []byte("small")}[i%4]
@@ -228,7 +237,7 @@ func TestManyTiny(t *testing.T) {
 	}
 	var p Packet
 	for i := range 20_000 {
-		if err := r.Next(&p); err != nil || p.Dropped != 0 || string(p.Payload) != "tiny" {
+		if err := next(r, &p); err != nil || p.Dropped != 0 || string(p.Payload) != "tiny" {
 			t.Fatalf("packet %d: %v %+v", i, err, p)
 		}
 	}
@@ -239,20 +248,20 @@ func TestDeadlineAndWake(t *testing.T) {
 	r.base = time.Now().Add(-time.Second)
 	var p Packet
 	r.SetDeadline(r.base.Add(time.Duration(f.now) + 30*time.Millisecond))
-	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := next(r, &p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("at the deadline: %v", err)
 	}
-	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := next(r, &p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after the deadline: %v", err)
 	}
 	r.SetDeadline(time.Time{})
 	conns[0].queue = [][]byte{one(0, f.wall, "x")}
 	r.Wake()
 	r.Wake()
-	if err := r.Next(&p); !errors.Is(err, ErrWoken) {
+	if err := next(r, &p); !errors.Is(err, ErrWoken) {
 		t.Errorf("after Wake: %v", err)
 	}
-	if err := r.Next(&p); err != nil || string(p.Payload) != "x" {
+	if err := next(r, &p); err != nil || string(p.Payload) != "x" {
 		t.Errorf("two calls of Wake wake once, but: %v", err)
 	}
 	// Under a flood both must come through.
@@ -260,13 +269,13 @@ func TestDeadlineAndWake(t *testing.T) {
 	for i := range 1000 {
 		conns[0].queue = append(conns[0].queue, one(uint32(1+i), f.wall, "flood"))
 	}
-	if err := r.Next(&p); err != nil {
+	if err := next(r, &p); err != nil {
 		t.Fatal(err)
 	}
 	r.Wake()
 	packets := 0
 	for ; packets < 100; packets++ {
-		if err := r.Next(&p); err != nil {
+		if err := next(r, &p); err != nil {
 			if !errors.Is(err, ErrWoken) {
 				t.Fatal(err)
 			}
@@ -296,7 +305,7 @@ func TestDrain(t *testing.T) {
 			r.Drain()
 			wantNames(t, all(t, r), "a0", "b1", "a2", "b3", "a9")
 			var p Packet
-			if err := r.Next(&p); !errors.Is(err, io.EOF) {
+			if err := next(r, &p); !errors.Is(err, io.EOF) {
 				t.Errorf("after the end: %v", err)
 			}
 		})
@@ -312,7 +321,7 @@ func TestDrainFlood(t *testing.T) {
 	r.Drain()
 	var p Packet
 	for range 1_000_000 {
-		if err := r.Next(&p); err != nil {
+		if err := next(r, &p); err != nil {
 			if !errors.Is(err, io.EOF) {
 				t.Error(err)
 			}
@@ -350,7 +359,7 @@ func TestForgedDatagrams(t *testing.T) {
 	conns[0].queue = [][]byte{one(0, f.wall, "forged")}
 	r.SetDeadline(r.base.Add(time.Duration(f.now) + time.Second))
 	var p Packet
-	if err := r.Next(&p); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := next(r, &p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %q, %v", p.Payload, err)
 	}
 	if s := r.Stats().Groups[0]; s.Garbage != 1 || s.Received != 0 {
@@ -364,7 +373,7 @@ func TestReadError(t *testing.T) {
 	conns[0].fail = syscall.EBADF
 	var p Packet
 	for range 2 {
-		if err := r.Next(&p); !errors.Is(err, syscall.EBADF) {
+		if err := next(r, &p); !errors.Is(err, syscall.EBADF) {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -375,7 +384,7 @@ func TestClosed(t *testing.T) {
 	r, conns, f := newFake(t, Config{Stamped: 1})
 	conns[0].queue = [][]byte{synthBatch(10, 0, f.wall, 60)}
 	var p Packet
-	if err := r.Next(&p); err != nil {
+	if err := next(r, &p); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -383,7 +392,7 @@ func TestClosed(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := r.Next(&p); !errors.Is(err, ErrClosed) {
+	if err := next(r, &p); !errors.Is(err, ErrClosed) {
 		t.Errorf("Next: %v", err)
 	}
 	r.Wake()
@@ -412,7 +421,7 @@ func TestUnstamped(t *testing.T) {
 	var p Packet
 	last := wall
 	for i, want := range []string{"a0", "a1", "a2"} {
-		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+		if err := next(r, &p); err != nil || string(p.Payload) != want {
 			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
 		}
 		if p.KernelTime || p.Time < last || p.Time > f.wall {
@@ -426,7 +435,7 @@ func TestUnstamped(t *testing.T) {
 	stamp := f.wall - f.wall%1000
 	conns[0].queue = [][]byte{one(3, stamp, "a3"), bare(4, "a4")}
 	for i, want := range []string{"a3", "a4"} {
-		if err := r.Next(&p); err != nil || string(p.Payload) != want {
+		if err := next(r, &p); err != nil || string(p.Payload) != want {
 			t.Fatalf("got %q, %v, want %q", p.Payload, err, want)
 		}
 		if p.KernelTime != (i == 0) || i == 0 && p.Time != stamp || i == 1 && p.Time < stamp {

@@ -23,7 +23,7 @@ func TestTuning(t *testing.T) {
 				*seq += uint32(n)
 			}
 			r.SetDeadline(r.base.Add(time.Duration(f.now) + time.Millisecond))
-			for r.Next(&p) == nil {
+			for next(r, &p) == nil {
 			}
 		}
 	}
