@@ -60,6 +60,7 @@ type engine struct {
 	drainSent bool
 	ended     bool  // a limit was reached: what comes now is discarded
 	closed    int64 // bytes in segments that are finished
+	easy      int64 // bytes of records that the current segment may take without looking for room
 	count     counts
 	published uint64    // packets seen when live was last brought up to date
 	tick      time.Time // when to flush and to look at the segment's age; zero = nothing to
@@ -99,7 +100,7 @@ const (
 	// tickEvery is how often a busy engine looks at its clocks.
 	tickEvery = time.Second
 	// publishEvery is the number of packets between two updates of the live counts.
-	publishEvery = 64
+	publishEvery = 256
 	// publishWithin bounds how long a slow packet waits for that update.
 	publishWithin = 10 * time.Millisecond
 	// publishLive is the same where somebody reads along.
@@ -149,23 +150,12 @@ func (e *engine) drain() {
 func (e *engine) packet(p *ring.Packet) {
 	fate := refused // what comes after a limit
 	if !e.ended {
-		fate = e.sel.judge(p)
-	}
-	if fate == wanted {
-		fate = e.keep(p)
-	}
-	switch fate {
-	case refused:
-		e.count.discarded++
-	case sampledOut:
-		e.count.sampledOut++
-	case unroomed:
-		e.count.lost++
-		e.enc.unplaced++
+		if fate = e.sel.judge(p); fate == wanted {
+			fate = e.keep(p)
+		}
 	}
 	if fate != wanted {
-		e.enc.unplaced += p.Dropped
-		e.untold(p.Dropped)
+		e.leaveOut(p, fate)
 	}
 	if come := e.count.packets() - e.published; come >= publishEvery {
 		e.publish()
@@ -175,42 +165,35 @@ func (e *engine) packet(p *ring.Packet) {
 	}
 }
 
+// leaveOut counts a packet that is not in the file.
+func (e *engine) leaveOut(p *ring.Packet, why verdict) {
+	switch why {
+	case refused:
+		e.count.discarded++
+	case sampledOut:
+		e.count.sampledOut++
+	case unroomed:
+		e.count.lost++
+		e.enc.unplaced++
+	}
+	e.enc.unplaced += p.Dropped
+	e.untold(p.Dropped)
+}
+
 // keep encodes a packet into the current segment, after making room for it. What the
 // link type cannot express, and what comes when a limit is reached, is refused.
 func (e *engine) keep(p *ring.Packet) verdict {
-	if err := e.out.Err(); err != nil {
-		e.end(writeFailure(err))
-		return refused
-	}
 	size, ok := e.enc.prepare(p)
 	if !ok {
 		return refused
 	}
-	if e.out.Packets() > 0 && e.out.Size()+int64(size+e.enc.closing()) > e.segmentSize {
-		if !e.mayRotate(e.enc.alone()) {
-			e.end(stopping{reason: wire.StopByteLimit})
-			return refused
+	if int64(size) > e.easy || e.enc.fresh {
+		var v verdict
+		if size, v = e.makeRoom(p, size); v != wanted {
+			return v
 		}
-		e.rotate()
-		size, _ = e.enc.prepare(p)
 	}
-	need := size + e.enc.closing()
-	if e.out.Size()+int64(need) > e.room() {
-		if e.ring == 0 {
-			e.end(stopping{reason: wire.StopByteLimit})
-		} // else it alone is larger than a segment of this ring may be
-		return refused
-	}
-	if err := e.out.Room(need); err != nil {
-		if !errors.Is(err, errNoRoomNow) {
-			e.end(writeFailure(err))
-			return refused
-		}
-		if e.out.Packets() > 0 && e.mayRotate(e.enc.alone()) {
-			e.rotate() // what is there can go out, and make room
-		}
-		return unroomed
-	}
+	e.easy -= int64(size)
 	n := e.enc.encode(e.out.Reserve(size))
 	e.out.CommitPacket(p.Time)
 	e.count.captured++
@@ -222,6 +205,44 @@ func (e *engine) keep(p *ring.Packet) verdict {
 		e.end(stopping{reason: wire.StopPacketLimit})
 	}
 	return wanted
+}
+
+// makeRoom sees to it that the prepared packet, whose record is size bytes long, can be
+// committed, by rotating and asking the spool, and sets what is easy from there on. It
+// gives the record's length in the segment that it goes into.
+func (e *engine) makeRoom(p *ring.Packet, size int) (int, verdict) {
+	if err := e.out.Err(); err != nil {
+		e.end(writeFailure(err))
+		return 0, refused
+	}
+	if e.out.Packets() > 0 && e.out.Size()+int64(size+e.enc.closing()) > e.segmentSize {
+		if !e.mayRotate(e.enc.alone()) {
+			e.end(stopping{reason: wire.StopByteLimit})
+			return 0, refused
+		}
+		e.rotate()
+		size, _ = e.enc.prepare(p)
+	}
+	need := size + e.enc.closing()
+	if e.out.Size()+int64(need) > e.room() {
+		if e.ring == 0 {
+			e.end(stopping{reason: wire.StopByteLimit})
+		} // else it alone is larger than a segment of this ring may be
+		return 0, refused
+	}
+	if err := e.out.Room(need); err != nil {
+		if !errors.Is(err, errNoRoomNow) {
+			e.end(writeFailure(err))
+			return 0, refused
+		}
+		if e.out.Packets() > 0 && e.mayRotate(e.enc.alone()) {
+			e.rotate() // what is there can go out, and make room
+		}
+		return 0, unroomed
+	}
+	left := min(e.segmentSize, e.room(), e.out.Granted()) - e.out.Size() - int64(e.enc.closing())
+	e.easy = max(left, int64(size)) // a segment's first packet may be larger than segments are
+	return size, wanted
 }
 
 // room is how long the current segment may become, in bytes.
@@ -338,6 +359,7 @@ func (e *engine) mayRotate(size int) bool {
 }
 
 func (e *engine) rotate() {
+	e.easy = 0
 	e.conclude(finalCounts{})
 	e.closed += e.out.Size()
 	e.out.Rotate()

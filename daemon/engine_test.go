@@ -31,6 +31,8 @@ type fakeSource struct {
 	deadline time.Time
 	idle     bool // the deadline was told before this packet
 	woken    bool
+
+	packetAtHand ring.Packet
 }
 
 var _ source = (*fakeSource)(nil)
@@ -50,9 +52,9 @@ func (s *fakeSource) Next() (*ring.Packet, error) {
 	if s.at != nil {
 		s.at(s.next)
 	}
-	p := *s.packet(s.next)
+	s.packetAtHand = *s.packet(s.next)
 	s.next++
-	return &p, nil
+	return &s.packetAtHand, nil
 }
 
 func (s *fakeSource) SetDeadline(t time.Time) { s.deadline = t }

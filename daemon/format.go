@@ -166,7 +166,7 @@ func (e *encoder) encode(b []byte) int {
 		if e.fresh {
 			b = b[len(i.description.Append(b[:0])):]
 		}
-		e.packet.Put(b)
+		e.packet.Fill(b)
 	}
 	e.fresh = false
 	i.captured++

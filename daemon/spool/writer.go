@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -198,6 +199,15 @@ func (w *Writer) Room(n int) error {
 	return nil
 }
 
+// Granted is the length that the current segment may reach without asking Room again, in
+// bytes.
+func (w *Writer) Granted() int64 {
+	if w.opt.Admit == nil {
+		return math.MaxInt64
+	}
+	return w.seg.admitted
+}
+
 // Size is the length of the current segment so far, in bytes.
 func (w *Writer) Size() int64 { return w.offset + int64(w.fill) }
 
@@ -281,14 +291,17 @@ func (w *Writer) CommitN(n int) {
 // CommitPacket is Commit for a record that holds one packet with the given timestamp in
 // nanoseconds since the epoch.
 func (w *Writer) CommitPacket(ns int64) {
-	w.Commit()
 	s := w.seg
-	s.Packets++
-	if s.Packets == 1 {
+	if s.Packets == 0 {
 		s.firstNS, s.lastNS = ns, ns
+	}
+	s.Packets++
+	s.firstNS, s.lastNS = min(s.firstNS, ns), max(s.lastNS, ns)
+	if end := w.fill + w.reserved; end < len(w.block) { // nearly always
+		w.fill, w.dirty = end, true
 		return
 	}
-	s.firstNS, s.lastNS = min(s.firstNS, ns), max(s.lastNS, ns)
+	w.Commit()
 }
 
 // handOver gives the full current block to the disk goroutine.

@@ -300,7 +300,7 @@ func (p *Packet) Size() int {
 // Append adds an enhanced packet block to b (section 4.3).
 func (p *Packet) Append(b []byte) []byte {
 	b, block := extend(b, p.Size())
-	p.put(block)
+	p.Fill(block)
 	return b
 }
 
@@ -308,11 +308,13 @@ func (p *Packet) Append(b []byte) []byte {
 // and gives that number.
 func (p *Packet) Put(b []byte) int {
 	n := p.Size()
-	p.put(b[:n:n])
+	p.Fill(b[:n:n])
 	return n
 }
 
-func (p *Packet) put(block []byte) {
+// Fill writes the enhanced packet block to block, which must be Size bytes long: what Put
+// does, for one who has asked for the size already.
+func (p *Packet) Fill(block []byte) {
 	n := len(p.Head) + len(p.Body)
 	// The padding first: what stands before it is written over.
 	le.PutUint32(block[packetHeader+pad(n)-4:], 0)
