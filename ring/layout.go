@@ -11,7 +11,7 @@ type layout struct {
 	packet     Packet // the message read last: the constant fields stay
 	hwType     uint16 // as learned: a user of the packet may have set another
 	hasHWType  bool
-	payload    int    // where the payload's attribute header stands
+	payload    int // where the payload's attribute header stands
 
 	// Where differing values stand, 0 = not in this form.
 	time, seq, in, out, mark int
