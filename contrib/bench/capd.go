@@ -210,6 +210,9 @@ func (d *capd) flood(frames, length int, cpus []int, flags ...string) (s sample,
 			err = e
 		}
 	}()
+	if err := back(); err != nil {
+		return s, err
+	}
 	before, err := d.usage()
 	if err != nil {
 		return s, err

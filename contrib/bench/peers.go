@@ -146,6 +146,9 @@ func (p peer) run(b *bed, frames, length int) (s sample, err error) {
 	if p.group != 0 {
 		rule = fmt.Sprintf("udp dport 9 counter log group %d queue-threshold %d drop", p.group, queueThreshold(length))
 	}
+	if err := back(); err != nil {
+		return s, err
+	}
 	if err := b.rule(rule); err != nil {
 		return s, err
 	}
