@@ -174,8 +174,8 @@ func (a *app) kernelFindings() []wire.Finding {
 		if f.Needed {
 			level = wire.LevelError
 		}
-		out = append(out, wire.Finding{ID: "kernel." + f.Name, Level: level, Hint: "load the module it names, or use a newer kernel",
-			Message: fmt.Sprintf("%v; it is for %s: without it %s", f.Err, f.Gives, f.Without)})
+		message, mend := f.Lack()
+		out = append(out, wire.Finding{ID: "kernel." + f.Name, Level: level, Message: message, Hint: mend})
 	}
 	if len(has) > 0 {
 		out = append(out, wire.Finding{ID: "kernel", Level: wire.LevelOK, Message: "the kernel has " + strings.Join(has, ", ")})

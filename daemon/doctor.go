@@ -50,7 +50,8 @@ func (e *examination) kernel(features nft.Features) {
 		if f.Needed {
 			level = wire.LevelError
 		}
-		e.find(level, "kernel."+f.Name, "load the module it names, or use a newer kernel", "%v; it is for %s: without it %s", f.Err, f.Gives, f.Without)
+		message, mend := f.Lack()
+		e.find(level, "kernel."+f.Name, mend, "%s", message)
 	}
 	if len(has) > 0 {
 		e.find(wire.LevelOK, "kernel", "", "%s has %s", kernelRelease(), strings.Join(has, ", "))

@@ -31,6 +31,11 @@ type Feature struct {
 	Without string // what is different where it is missing, in words
 }
 
+// Lack says what the kernel lacks and what that means, and what to do about it.
+func (f Feature) Lack() (message, mend string) {
+	return fmt.Sprintf("%v; it is for %s: without it %s", f.Err, f.Gives, f.Without), "load the module it names, or use a newer kernel"
+}
+
 // named pairs the features with their names.
 func (f *Features) named() []struct {
 	name string

@@ -3,6 +3,7 @@ package testbed
 import (
 	"io/fs"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"testing"
 )
@@ -24,10 +25,20 @@ func FilesBelow(t testing.TB, root string) map[string]string {
 }
 
 // TalkToLoopback sends count datagrams of size bytes to a UDP port of 127.0.0.1, at which
-// it listens meanwhile. Their payloads are Payload's of the stream.
-func TalkToLoopback(t testing.TB, port int, stream string, count, size int) {
+// it listens meanwhile, and gives them. Their payloads are Payload's of the stream.
+func TalkToLoopback(t testing.TB, port int, stream string, count, size int) []Message {
 	t.Helper()
-	to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+	payloads := make([][]byte, count)
+	for i := range payloads {
+		payloads[i] = Payload(stream, i, size)
+	}
+	return SendToLoopback(t, port, payloads)
+}
+
+// SendToLoopback is TalkToLoopback with other payloads.
+func SendToLoopback(t testing.TB, port int, payloads [][]byte) (sent []Message) {
+	t.Helper()
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)))
 	l, err := net.ListenUDP("udp", to)
 	if err != nil {
 		t.Fatal(err)
@@ -38,9 +49,11 @@ func TalkToLoopback(t testing.TB, port int, stream string, count, size int) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for i := range count {
-		if _, err := c.Write(Payload(stream, i, size)); err != nil {
+	for _, p := range payloads {
+		if _, err := c.Write(p); err != nil {
 			t.Fatal(err)
 		}
+		sent = append(sent, Message{Protocol: "udp", Source: c.LocalAddr().(*net.UDPAddr).AddrPort(), Destination: to.AddrPort(), Payload: p})
 	}
+	return sent
 }

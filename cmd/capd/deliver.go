@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,9 +44,7 @@ What its unit has to say:
 
 // deliver is the process that talks to the network.
 func deliver(args []string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("capd deliver", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {}
+	flags := commandLine("capd deliver", stderr)
 	listen := flags.String("listen", "", "")
 	peerUser := flags.String("peer-user", "", "")
 	peerUID := flags.Int64("peer-uid", -1, "")
@@ -56,14 +52,10 @@ func deliver(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "capd deliver: "+format+"\n", a...)
 		return 2
 	}
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, deliverUsage)
-		return 0
-	case err != nil:
-		return 2
-	case flags.NArg() > 0:
-		return fail("unexpected argument %q; see capd deliver --help", flags.Arg(0))
+	if exit, ends := parse(flags, args, deliverUsage, stdout); ends {
+		return exit
+	}
+	switch {
 	case *peerUser != "" && *peerUID >= 0:
 		return fail("--peer-user %s and --peer-uid %d: give one of them", *peerUser, *peerUID)
 	case *peerUID < -1 || *peerUID > 1<<32-2:

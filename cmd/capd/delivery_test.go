@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -171,26 +169,7 @@ func writeRequest(t *testing.T) string {
 // talkTo sends datagrams over loopback to talkPort.
 func talkTo(t *testing.T, count int) []testbed.Message {
 	t.Helper()
-	to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: talkPort}
-	l, err := net.ListenUDP("udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.DialUDP("udp", nil, to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	var sent []testbed.Message
-	for i := range count {
-		m := testbed.Message{Protocol: "udp", Source: c.LocalAddr().(*net.UDPAddr).AddrPort(), Destination: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), talkPort), Payload: testbed.Payload("delivery", i, 700)}
-		if _, err := c.Write(m.Payload); err != nil {
-			t.Fatal(err)
-		}
-		sent = append(sent, m)
-	}
-	return sent
+	return testbed.TalkToLoopback(t, talkPort, "delivery", count, 700)
 }
 
 // noInternetSockets looks at what the privileged process has open: the network is the

@@ -3,8 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,20 +44,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "metrics" {
 		return exportMetrics(args[1:], stdout, stderr)
 	}
-	flags := flag.NewFlagSet("capd", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	flags := commandLine("capd", stderr)
 	path := flags.String("config", "", "")
 	check := flags.Bool("check-config", false, "")
 	showVersion := flags.Bool("version", false, "")
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		return 0
-	case err != nil:
-		return 2
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "capd: unexpected argument %q\n%s", flags.Arg(0), usage)
-		return 2
+	if exit, ends := parse(flags, args, usage, stdout); ends {
+		return exit
 	}
 	if *showVersion {
 		fmt.Fprintln(stdout, "capd", wire.Version)

@@ -32,20 +32,20 @@ func TestCommandLine(t *testing.T) {
 		stderr []string
 	}{
 		{"--version", 0, "capd devel\n", nil},
-		{"--help", 0, "", []string{"usage: capd"}},
+		{"--help", 0, usage, nil},
 		{"--check-config --config " + good, 0, "the configuration is good\n", nil},
 		{"--check-config --config " + bad, 78, "", []string{"bad.toml:2", "max_capturs", "max_captures"}},
 		{"--check-config --config " + small, 78, "", []string{"ring.size: 16MiB is too little for limits.max_captures = 16: write at least 18MiB, or fewer captures"}},
 		{"--config " + bad, 78, "", []string{"bad.toml:2"}},
 		{"--config " + dir + "/none.toml", 78, "", []string{"none.toml"}},
-		{"start", 2, "", []string{`unexpected argument "start"`}},
+		{"start", 2, "", []string{`unexpected argument "start"`, "see capd --help"}},
 		{"deliver now", 2, "", []string{`unexpected argument "now"`, "capd deliver --help"}},
 		{"deliver --listen /run/x --peer-user capd --peer-uid 7", 2, "", []string{"--peer-user capd and --peer-uid 7: give one of them"}},
 		{"deliver --listen /run/x --peer-uid -7", 2, "", []string{"--peer-uid -7 is no user id"}},
 		{"deliver --peer-uid 7", 2, "", []string{"need --listen SOCKET"}},
 		{"deliver --nonsense", 2, "", []string{"-nonsense"}},
 		{"deliver --help", 0, deliverUsage, nil},
-		{"--verbose", 2, "", []string{"-verbose"}},
+		{"--verbose", 2, "", []string{"-verbose", "see capd --help"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,22 +27,13 @@ internet sockets it starts this as a child, if metrics_listen is set.
 
 // exportMetrics is the process that answers scrapes.
 func exportMetrics(args []string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("capd metrics", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {}
+	flags := commandLine("capd metrics", stderr)
 	path := flags.String("config", "", "")
 	listen := flags.String("listen", "", "")
 	socket := flags.String("socket", "", "")
 	child := flags.Bool("child", false, "") // capd's own: it has passed a connection
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, metricsUsage)
-		return 0
-	case err != nil:
-		return 2
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "capd metrics: unexpected argument %q\n%s", flags.Arg(0), metricsUsage)
-		return 2
+	if exit, ends := parse(flags, args, metricsUsage, stdout); ends {
+		return exit
 	}
 	if !*child && (*listen == "" || *socket == "") {
 		cfg, err := config.Load(config.Path(*path, os.Getenv))

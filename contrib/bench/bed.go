@@ -144,8 +144,11 @@ func (b *bed) unrule() error { return b.nft("delete table inet bench") }
 func (b *bed) nft(script string) error { return run("ip", "netns", "exec", b.b, "nft", script) }
 
 // counter reads the packets that rule's counter has seen.
-func (b *bed) counter() (int, error) {
-	out, err := exec.Command("ip", "netns", "exec", b.b, "nft", "list", "table", "inet", "bench").Output()
+func (b *bed) counter() (int, error) { return counter(b.b, "inet") }
+
+// counter reads the only counter in a namespace's table bench of a family, in packets.
+func counter(ns, family string) (int, error) {
+	out, err := exec.Command("ip", "netns", "exec", ns, "nft", "list", "table", family, "bench").Output()
 	if err != nil {
 		return 0, fmt.Errorf("nft list table: %w", err)
 	}

@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"strconv"
-	"strings"
 	"time"
 
 	"capd/ctl/wire"
@@ -43,17 +40,7 @@ func newFarEnd(b *bed) (*farEnd, error) {
 }
 
 // arrived is how many packets have come so far.
-func (f *farEnd) arrived() (int, error) {
-	out, err := exec.Command("ip", "netns", "exec", f.ns, "nft", "list", "table", "netdev", "bench").Output()
-	if err != nil {
-		return 0, fmt.Errorf("nft list table: %w", err)
-	}
-	_, after, ok := strings.Cut(string(out), "counter packets ")
-	if !ok {
-		return 0, fmt.Errorf("no counter in %q", out)
-	}
-	return strconv.Atoi(strings.Fields(after)[0])
-}
+func (f *farEnd) arrived() (int, error) { return counter(f.ns, "netdev") }
 
 // passage is what a flood came to: packets that arrived a second, and the CPU time of the
 // forwarding CPU for each, injection included.

@@ -99,7 +99,7 @@ func whole(c wire.Capture) wire.Capture {
 // find gives the capture that a path names, and takes it down for the audit line.
 func (h *Handler) find(c *call, ref string) (wire.Capture, error) {
 	c.account.capture = ref
-	if !validName(ref) {
+	if !wire.ValidName(ref) {
 		return wire.Capture{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchCapture, Message: fmt.Sprintf("no capture is called %s", shown(ref)), Hint: "capctl list --all shows them"}
 	}
 	capture, err := h.daemon.Get(ref)

@@ -26,22 +26,6 @@ const (
 	maxLabelValue  = 256
 )
 
-const nameHint = "1 to 64 of a-z, A-Z, 0-9, dot, dash and underscore, beginning with a letter or digit"
-
-// validName holds for names of captures and destinations and for label keys.
-func validName(s string) bool {
-	if s == "" || len(s) > 64 {
-		return false
-	}
-	for i, c := range []byte(s) {
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
-			return false
-		}
-	}
-	return true
-}
-
 // ValidateRequest checks what can be judged of a request without knowing the box: nil,
 // or a 422 that names field, value and mend. It changes nothing. Limits, destinations,
 // devices and the filter are the daemon's to judge.
@@ -70,13 +54,13 @@ func ValidateRequest(r *wire.StartRequest) *wire.Error {
 }
 
 func validateNames(r *wire.StartRequest) *wire.Error {
-	if r.Name != "" && !validName(r.Name) {
-		return invalid("name", fmt.Sprintf("name: %s is not a name", shown(r.Name)), nameHint)
+	if r.Name != "" && !wire.ValidName(r.Name) {
+		return invalid("name", fmt.Sprintf("name: %s is not a name", shown(r.Name)), wire.NameHint)
 	}
 	if len(r.Name) == 32 && strings.Trim(r.Name, "0123456789abcdef") == "" {
 		return invalid("name", fmt.Sprintf("name: %s looks like a capture's id", shown(r.Name)), "write something else, such as the ticket's number")
 	}
-	if r.Destination != "" && !validName(r.Destination) {
+	if r.Destination != "" && !wire.ValidName(r.Destination) {
 		return invalid("destination", fmt.Sprintf("destination: %s is not a destination's name", shown(r.Destination)), "GET /v1/destinations (capctl destination list) shows them")
 	}
 	if len(r.Filter) > maxFilter {
@@ -173,8 +157,8 @@ func validateLabels(r *wire.StartRequest) *wire.Error {
 	slices.Sort(keys)
 	for _, key := range keys {
 		value, field := r.Labels[key], join("labels", key)
-		if !validName(key) {
-			return invalid(field, fmt.Sprintf("labels: %s is not a label's key", shown(key)), nameHint)
+		if !wire.ValidName(key) {
+			return invalid(field, fmt.Sprintf("labels: %s is not a label's key", shown(key)), wire.NameHint)
 		}
 		if len(value) > maxLabelValue {
 			return invalid(field, fmt.Sprintf("%s: the value is %d bytes long", field, len(value)), fmt.Sprintf("at most %d", maxLabelValue))

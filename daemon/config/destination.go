@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"capd/ctl/wire"
+
 	"github.com/BurntSushi/toml"
 )
 
@@ -138,7 +140,7 @@ func (p profileReader) sftp(raw rawDestination) {
 func (p profileReader) s3(raw rawDestination) {
 	d := p.d
 	p.get(raw.Endpoint, endpoint(&d.Endpoint))
-	p.get(raw.Region, text(&d.Region, "a region", `write a name such as "eu-central-1"`, validName))
+	p.get(raw.Region, text(&d.Region, "a region", `write a name such as "eu-central-1"`, wire.ValidName))
 	p.get(raw.Bucket, text(&d.Bucket, "a bucket's name", "3 to 63 of a-z, 0-9, dot and dash", validBucket))
 	if raw.PathStyle != nil {
 		d.PathStyle = new(bool)
@@ -203,7 +205,7 @@ func pathTemplate(d *Destination) setter {
 			}
 			name := plain[open+1 : open+end]
 			key, isLabel := strings.CutPrefix(name, "label.")
-			if isLabel && !validName(key) || !isLabel && !strings.Contains(names, "{"+name+"}") {
+			if isLabel && !wire.ValidName(key) || !isLabel && !strings.Contains(names, "{"+name+"}") {
 				return &mistake{fmt.Sprintf("%s has the unknown placeholder %q", quote(s), "{"+name+"}"), "placeholders are " + names}
 			}
 			plain = plain[:open] + "x" + plain[open+end+1:]

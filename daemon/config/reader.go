@@ -11,6 +11,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"capd/ctl/wire"
 	"capd/nearest"
 )
 
@@ -149,8 +150,8 @@ func (r *reader) checkKey(t reflect.Type, key toml.Key, refused map[string]bool)
 		}
 		switch t.Kind() {
 		case reflect.Map:
-			if !validName(name) {
-				refuse(at, fmt.Sprintf("%q is not a name", name), nameHint)
+			if !wire.ValidName(name) {
+				refuse(at, fmt.Sprintf("%q is not a name", name), wire.NameHint)
 				return true
 			}
 			t = t.Elem()
@@ -273,7 +274,7 @@ func (r *reader) config(c *Config) {
 	r.get(raw.Ring.Groups, autoOr(&c.Ring.Groups, integer(&c.Ring.Groups, 1, 16)))
 
 	for _, name := range slices.Sorted(maps.Keys(raw.Destination)) {
-		if validName(name) {
+		if wire.ValidName(name) {
 			c.Destinations[name] = r.destination(name, toml.Key{"destination", name}, raw.Destination[name])
 		}
 	}
@@ -287,14 +288,14 @@ func (r *reader) access(c *Config, raw rawAccess) {
 	r.get(raw.ControlGroup, group(&c.Access.ControlGroup))
 	r.get(raw.ViewGroup, group(&c.Access.ViewGroup))
 	for _, name := range slices.Sorted(maps.Keys(raw.Group)) {
-		if !validName(name) {
+		if !wire.ValidName(name) {
 			continue
 		}
 		g := raw.Group[name]
 		var limits GroupLimits
 		r.get(g.Destinations, list(&limits.Destinations, func(s string) *mistake {
-			if !validName(s) {
-				return &mistake{fmt.Sprintf("%q is not a destination's name", s), nameHint}
+			if !wire.ValidName(s) {
+				return &mistake{fmt.Sprintf("%q is not a destination's name", s), wire.NameHint}
 			}
 			r.groupRefs = append(r.groupRefs, groupRef{g.Destinations, s})
 			return nil
@@ -363,8 +364,8 @@ func (r *reader) groupDestinations(c *Config) {
 
 // profile reads a destinations.d/NAME.toml into c.
 func (r *reader) profile(c *Config, name string) {
-	if !validName(name) {
-		r.errs = append(r.errs, &Error{File: r.file, Message: fmt.Sprintf("%q is not a destination's name", name), Hint: nameHint})
+	if !wire.ValidName(name) {
+		r.errs = append(r.errs, &Error{File: r.file, Message: fmt.Sprintf("%q is not a destination's name", name), Hint: wire.NameHint})
 		return
 	}
 	if first, taken := c.Destinations[name]; taken {

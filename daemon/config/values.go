@@ -29,22 +29,6 @@ func wrongType(v any, want, hint string) *mistake {
 	return &mistake{quote(v) + " is not " + want, hint}
 }
 
-const nameHint = "1 to 64 of a-z, A-Z, 0-9, dot, dash and underscore, beginning with a letter or digit"
-
-// validName holds for names of destinations, hosts and label keys.
-func validName(s string) bool {
-	if s == "" || len(s) > 64 {
-		return false
-	}
-	for i, c := range []byte(s) {
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
-			return false
-		}
-	}
-	return true
-}
-
 // printable refuses control characters and text that is not UTF-8.
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(c rune) bool { return unicode.IsControl(c) || c == unicode.ReplacementChar })
@@ -118,7 +102,7 @@ func socketPath(dst *string) setter {
 }
 
 func hostLabel(dst *string) setter {
-	return text(dst, "a host's name", nameHint, validName)
+	return text(dst, "a host's name", wire.NameHint, wire.ValidName)
 }
 
 // group takes a group's name, or "" for nobody.
@@ -393,8 +377,8 @@ func list(dst *[]string, check func(string) *mistake) setter {
 }
 
 func labelKey(s string) *mistake {
-	if !validName(s) {
-		return &mistake{quote(s) + " is not a label's key", nameHint}
+	if !wire.ValidName(s) {
+		return &mistake{quote(s) + " is not a label's key", wire.NameHint}
 	}
 	return nil
 }

@@ -28,16 +28,7 @@ import (
 // open makes a store that ends with the test.
 func open(t *testing.T, p deliver.Profile) deliver.Store {
 	t.Helper()
-	if err := p.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	p = p.WithDefaults()
-	st, err := s3.Open(p, storetest.Env(t, p))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { st.Close() })
-	return st
+	return storetest.Open(t, s3.Open, p)
 }
 
 // checked runs a check and wants it to end well, or at a step; it gives that step.

@@ -23,16 +23,7 @@ import (
 // open makes a store that ends with the test.
 func open(t *testing.T, p deliver.Profile) deliver.Store {
 	t.Helper()
-	if err := p.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	p = p.WithDefaults()
-	st, err := sftp.Open(p, storetest.Env(t, p))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { st.Close() })
-	return st
+	return storetest.Open(t, sftp.Open, p)
 }
 
 // write makes a file in a folder of the test's.

@@ -45,8 +45,8 @@ func phases(total int64) []int64 {
 	return at
 }
 
-// s9 cuts the connection in each direction after so and so many bytes.
-func s9(t *testing.T, s Suite) {
+// cutAnywhere cuts the connection in each direction after so and so many bytes.
+func cutAnywhere(t *testing.T, s Suite) {
 	p := s.New(t)
 	proxy := NewProxy(t, p.Address)
 	profile := p.Via(proxy.Address)
@@ -92,8 +92,8 @@ func s9(t *testing.T, s Suite) {
 	}
 }
 
-// s10 lets everything through to the server and cuts off its last answers.
-func s10(t *testing.T, s Suite) {
+// lostAnswer lets everything through to the server and cuts off its last answers.
+func lostAnswer(t *testing.T, s Suite) {
 	p := s.New(t)
 	proxy := NewProxy(t, p.Address)
 	st := s.open(t, p.Via(proxy.Address))
@@ -133,8 +133,8 @@ func s10(t *testing.T, s Suite) {
 	}
 }
 
-// s11 holds all bytes back from a certain one on.
-func s11(t *testing.T, s Suite) {
+// stalls holds all bytes back from a certain one on.
+func stalls(t *testing.T, s Suite) {
 	p := s.New(t)
 	proxy := NewProxy(t, p.Address)
 	profile := p.Via(proxy.Address)
@@ -179,8 +179,8 @@ func s11(t *testing.T, s Suite) {
 	}
 }
 
-// s16 holds a check's bytes back.
-func s16(t *testing.T, s Suite) {
+// stalledCheck holds a check's bytes back.
+func stalledCheck(t *testing.T, s Suite) {
 	p := s.New(t)
 	proxy := NewProxy(t, p.Address)
 	profile := p.Via(proxy.Address)
@@ -203,8 +203,8 @@ func s16(t *testing.T, s Suite) {
 	wg.Wait()
 }
 
-// s12 cuts the connection that the store has kept, between two deliveries.
-func s12(t *testing.T, s Suite) {
+// cameBack cuts the connection that the store has kept, between two deliveries.
+func cameBack(t *testing.T, s Suite) {
 	p := s.New(t)
 	proxy := NewProxy(t, p.Address)
 	st := s.open(t, p.Via(proxy.Address))

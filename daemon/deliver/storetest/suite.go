@@ -59,23 +59,23 @@ func Run(t *testing.T, s Suite) {
 		name string
 		run  func(*testing.T, Suite)
 	}{
-		{"files of every size arrive whole", s1},
-		{"a second delivery finds the first", s2},
-		{"a file with other contents is never replaced", s3},
+		{"files of every size arrive whole", sizes},
+		{"a second delivery finds the first", again},
+		{"a file with other contents is never replaced", occupied},
 		{"a file whose hash is not known yet", unhashed},
-		{"writers of one name do not mix", s4},
-		{"several deliveries at once", s5},
-		{"a canceled delivery leaves nothing", s6},
-		{"a file that has changed here is refused", s7},
-		{"nobody listens", s8},
-		{"a connection cut at every phase", s9},
-		{"a lost answer is settled by looking", s10},
-		{"a link that stalls", s11},
-		{"a check over a link that stalls", s16},
-		{"a server that went away and came back", s12},
-		{"a check leaves nothing", s13},
-		{"a check without a probe", s14},
-		{"a closed store", s15},
+		{"writers of one name do not mix", writers},
+		{"several deliveries at once", several},
+		{"a canceled delivery leaves nothing", canceled},
+		{"a file that has changed here is refused", changed},
+		{"nobody listens", nobody},
+		{"a connection cut at every phase", cutAnywhere},
+		{"a lost answer is settled by looking", lostAnswer},
+		{"a link that stalls", stalls},
+		{"a check over a link that stalls", stalledCheck},
+		{"a server that went away and came back", cameBack},
+		{"a check leaves nothing", cleanCheck},
+		{"a check without a probe", noProbe},
+		{"a closed store", closedStore},
 		{"a link that is slow", slow},
 		{"a byte changed on its way", flipped},
 		{"a byte changed where it lies", rotten},
@@ -89,14 +89,19 @@ func Run(t *testing.T, s Suite) {
 	}
 }
 
-// Open opens a store that is closed with the test.
 func (s Suite) open(t *testing.T, p deliver.Profile) deliver.Store {
+	t.Helper()
+	return Open(t, s.Open, p)
+}
+
+// Open opens a store with a profile, completed; it is closed with the test.
+func Open(t *testing.T, open deliver.OpenFunc, p deliver.Profile) deliver.Store {
 	t.Helper()
 	if err := p.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	p = p.WithDefaults()
-	st, err := s.Open(p, Env(t, p))
+	st, err := open(p, Env(t, p))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +176,7 @@ func Holds(t *testing.T, p Place, want map[string][]byte) {
 	}
 }
 
-func s1(t *testing.T, s Suite) {
+func sizes(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	want := map[string][]byte{}
@@ -190,7 +195,7 @@ func s1(t *testing.T, s Suite) {
 	Holds(t, p, want)
 }
 
-func s2(t *testing.T, s Suite) {
+func again(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	o, data := Object(p.Prefix+"x/0001.pcapng", 100_000)
@@ -202,7 +207,7 @@ func s2(t *testing.T, s Suite) {
 	Holds(t, p, map[string][]byte{o.Path: data})
 }
 
-func s3(t *testing.T, s Suite) {
+func occupied(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	o, data := Object(p.Prefix+"x/0001.pcapng", 100_000)
@@ -255,7 +260,7 @@ func unhashed(t *testing.T, s Suite) {
 	Holds(t, p, map[string][]byte{o.Path: other})
 }
 
-func s4(t *testing.T, s Suite) {
+func writers(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	path := p.Prefix + "x/0001.pcapng"
@@ -298,7 +303,7 @@ func s4(t *testing.T, s Suite) {
 	}
 }
 
-func s5(t *testing.T, s Suite) {
+func several(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	want := map[string][]byte{}
@@ -316,7 +321,7 @@ func s5(t *testing.T, s Suite) {
 	Holds(t, p, want)
 }
 
-func s6(t *testing.T, s Suite) {
+func canceled(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	o, data := Object(p.Prefix+"x/0001.pcapng", 8<<20)
@@ -337,7 +342,7 @@ func s6(t *testing.T, s Suite) {
 	Holds(t, p, map[string][]byte{o.Path: data})
 }
 
-func s7(t *testing.T, s Suite) {
+func changed(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	o, _ := Object(p.Prefix+"x/0001.pcapng", 200_000)
@@ -353,7 +358,7 @@ func s7(t *testing.T, s Suite) {
 	Holds(t, p, nil)
 }
 
-func s8(t *testing.T, s Suite) {
+func nobody(t *testing.T, s Suite) {
 	p := s.New(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -374,7 +379,7 @@ func s8(t *testing.T, s Suite) {
 	}
 }
 
-func s13(t *testing.T, s Suite) {
+func cleanCheck(t *testing.T, s Suite) {
 	p := s.New(t)
 	for _, probe := range []string{deliver.ProbeFull, deliver.ProbeWrite} {
 		profile := p.Profile
@@ -389,7 +394,7 @@ func s13(t *testing.T, s Suite) {
 	Holds(t, p, nil)
 }
 
-func s14(t *testing.T, s Suite) {
+func noProbe(t *testing.T, s Suite) {
 	p := s.New(t)
 	p.Profile.Probe = deliver.ProbeNone
 	check := s.open(t, p.Profile).Check(t.Context())
@@ -400,7 +405,7 @@ func s14(t *testing.T, s Suite) {
 	Holds(t, p, nil)
 }
 
-func s15(t *testing.T, s Suite) {
+func closedStore(t *testing.T, s Suite) {
 	p := s.New(t)
 	st := s.open(t, p.Profile)
 	o, _ := Object(p.Prefix+"x/0001.pcapng", 10)
