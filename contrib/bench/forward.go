@@ -69,100 +69,101 @@ func (f *farEnd) through(b *bed, frames int) (passage, error) {
 	return passage{float64(after-before) / sent.Elapsed.Seconds(), float64(sent.CPU) / float64(frames)}, err
 }
 
+// setting is one way to forward, and what was measured of it.
+type setting struct {
+	what, command string
+	against       int // the setting, by its place, that its rate is divided by; its own = none
+	target        float64
+	flood         func() (passage, wire.Packets, error)
+	passages      []passage
+	held          []float64 // percent of the packets seen
+}
+
 // forwarding compares what a router forwards beside a capture with what it forwards without
 // any rule. The captures are of everything, with capd's default max_packet_rate and with one
 // so low that nearly all packets are held back, and of a port that no packet has: in the two
 // latter the rules' own cost remains. A single rule of nft's, with a limit and a counter and
-// nobody who reads, tells what part of that any rule would cost. They take turns, so that
-// other work on the machine hits them alike. A flood lasts about a second, so that the burst
-// that the rate allows, a tenth of a second's packets, counts for little.
+// nobody who reads, tells what part of that any rule would cost. A router with a small
+// stateful firewall is compared with itself. The settings take turns, so that other work on
+// the machine hits them alike. A flood lasts about a second, so that the burst that the rate
+// allows, a tenth of a second's packets, counts for little.
 func forwarding(b *bench) ([]figure, error) {
 	far, err := newFarEnd(b.bed)
 	if err != nil {
 		return nil, err
 	}
-	type run struct {
-		expression, limits     string // of the capture
-		all                    bool   // it sees every packet
-		rate, cpu, ratio, held figure
+	frames := max(b.frames/2, 1)
+	plain := func() (passage, wire.Packets, error) {
+		p, err := far.through(b.bed, frames)
+		return p, wire.Packets{}, err
 	}
-	named := func(what, command string) *run {
-		return &run{
-			rate: figure{What: "forwarded " + what, Unit: "packets/s", Command: command}, cpu: figure{What: "CPU per packet " + what, Unit: "ns", Command: command},
-			ratio: figure{What: "packets/s " + what + " / with no rule", Unit: "×", Command: command}, held: figure{What: "held back by the rate " + what, Unit: "%", Command: command},
+	beside := func(limits, expression string) func() (passage, wire.Packets, error) {
+		return func() (passage, wire.Packets, error) { return b.besideCapture(far, frames, limits, expression) }
+	}
+	behind := func(rules, table string, flood func() (passage, wire.Packets, error)) func() (passage, wire.Packets, error) {
+		return func() (passage, wire.Packets, error) {
+			if err := b.bed.nft(rules); err != nil {
+				return passage{}, wire.Packets{}, err
+			}
+			p, packets, err := flood()
+			return p, packets, errors.Join(err, b.bed.nft("delete table inet "+table))
 		}
 	}
 	const command = "capctl start -t 1h -b 50gb"
-	free := named("with no rule at all", "XDP_PASS frames into "+device)
-	rule := named("through one nftables rule with a limit and a counter", "nft add rule … "+bareRule)
-	usual, held := named("beside a capture of everything, default max_packet_rate", command), named("beside it, max_packet_rate = 1000", command)
-	usual.all, held.all, held.limits = true, true, "max_packet_rate = 1000\n"
-	other := named("beside a capture that none of the packets matches", command+" port 4")
-	other.expression = "port 4"
-	frames := max(b.frames/2, 1)
-	note := func(r *run, p passage) {
-		r.rate.Spread, r.cpu.Spread = append(r.rate.Spread, p.rate), append(r.cpu.Spread, p.cpu)
+	settings := []setting{
+		{what: "no rule at all", command: "XDP_PASS frames into " + device, flood: plain},
+		{what: "a capture of everything, default max_packet_rate", command: command, target: 0.85, flood: beside("", "")},
+		{what: "a capture of everything, max_packet_rate = 1000", command: command, flood: beside("max_packet_rate = 1000\n", "")},
+		{what: "a capture that no packet matches", command: command + " port 4", target: 0.85, flood: beside("", "port 4")},
+		{what: "one nftables rule with a limit and a counter", command: "nft " + bareRule, flood: behind(bareRule, "bench", plain)},
+		{what: "a stateful firewall", command: "nft " + firewall, against: 5, flood: behind(firewall, "firewall", plain)},
+		{what: "a stateful firewall and a capture of everything", command: command, against: 5, flood: behind(firewall, "firewall", beside("", ""))},
 	}
 	for range 3 * b.repeats {
-		without, err := far.through(b.bed, frames)
-		if err != nil {
-			return nil, err
-		}
-		note(free, without)
-		compare := func(r *run, with passage) {
-			note(r, with)
-			r.ratio.Spread = append(r.ratio.Spread, with.rate/without.rate)
-		}
-		with, err := b.besideRule(far, frames)
-		if err != nil {
-			return nil, err
-		}
-		compare(rule, with)
-		b.log("  no rule %7.0f/s %5.0f ns; one rule %7.0f/s %5.0f ns", without.rate, without.cpu, with.rate, with.cpu)
-		for _, r := range []*run{usual, held, other} {
-			with, p, err := b.besideCapture(far, frames, r.limits, r.expression)
+		for i := range settings {
+			s := &settings[i]
+			p, packets, err := s.flood()
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", s.what, err)
 			}
-			if r.all != (*p.Seen > 0) {
-				return nil, fmt.Errorf("the capture of %q saw %d packets", r.expression, *p.Seen)
-			}
-			compare(r, with)
-			b.log("  %-26q %7.0f/s %5.0f ns, of %d seen %d limited, %d lost", r.limits+r.expression, with.rate, with.cpu, *p.Seen, *p.Limited, p.Lost)
-			if r.all {
-				r.held.Spread = append(r.held.Spread, 100*float64(*p.Limited)/float64(*p.Seen))
+			s.passages = append(s.passages, p)
+			b.log("  %-50s %7.0f/s %5.0f ns", s.what, p.rate, p.cpu)
+			if packets.Seen != nil && *packets.Seen > 0 {
+				s.held = append(s.held, 100*float64(*packets.Limited)/float64(*packets.Seen))
 			}
 		}
 	}
 	var out []figure
-	for _, r := range []*run{free, usual, held, other, rule} {
-		for _, f := range []*figure{&r.rate, &r.cpu, &r.held, &r.ratio} {
-			f.Value = median(f.Spread)
-			if f == &r.ratio {
-				f.Value = r.rate.Value / free.rate.Value
+	for i, s := range settings {
+		rate, cpu := figure{What: "forwarded, " + s.what, Unit: "packets/s", Command: s.command}, figure{What: "CPU per packet, " + s.what, Unit: "ns", Command: s.command}
+		ratio := figure{What: s.what + " / " + settings[s.against].what, Unit: "×", Command: s.command}
+		for j, p := range s.passages {
+			rate.Spread, cpu.Spread = append(rate.Spread, p.rate), append(cpu.Spread, p.cpu)
+			ratio.Spread = append(ratio.Spread, p.rate/settings[s.against].passages[j].rate)
+		}
+		rate.Value, cpu.Value, ratio.Value = median(rate.Spread), median(cpu.Spread), median(ratio.Spread)
+		out = append(out, rate, cpu)
+		if s.against != i {
+			if s.target > 0 {
+				ratio.Target, ratio.Met = fmt.Sprintf("≥ %.2f", s.target), ratio.Value >= s.target
 			}
-			if f == &r.ratio && (r == usual || r == other) {
-				f.Target, f.Met = "≥ 0.85", f.Value >= 0.85
-			}
-			if len(f.Spread) > 0 {
-				out = append(out, *f)
-			}
+			out = append(out, ratio)
+		}
+		if len(s.held) > 0 {
+			out = append(out, figure{What: "held back by the rate, " + s.what, Unit: "%", Command: s.command, Value: median(s.held), Spread: s.held})
 		}
 	}
 	return out, nil
 }
 
-// bareRule is the least that a rule with a limit can be.
-const bareRule = "limit rate over 1000/second burst 100 packets counter"
+// bareRule is the least that a rule with a limit can be, at the place of capd's.
+const bareRule = "add table inet bench; add chain inet bench pre { type filter hook prerouting priority -450; policy accept; }; " +
+	"add rule inet bench pre limit rate over 1000/second burst 100 packets counter"
 
-// besideRule is a flood through one rule, at the place of capd's.
-func (b *bench) besideRule(far *farEnd, frames int) (with passage, err error) {
-	if err := b.bed.rule(bareRule); err != nil {
-		return with, err
-	}
-	with, err = far.through(b.bed, frames)
-	return with, errors.Join(err, b.bed.unrule())
-}
+// firewall is of the kind that most routers have.
+const firewall = "add table inet firewall; add chain inet firewall forward { type filter hook forward priority 0; policy drop; }; " +
+	"add rule inet firewall forward ct state vmap { established : accept, related : accept, invalid : drop }; " +
+	"add rule inet firewall forward iifname " + device + " udp dport 1-1023 counter accept"
 
 // besideCapture is a flood beside a capture of what the expression says, of a capd with these
 // limits, and what the capture counted.
@@ -180,8 +181,11 @@ func (b *bench) besideCapture(far *farEnd, frames int, limits, expression string
 		return with, p, err
 	}
 	c, _, err := d.finish(id)
-	if p = c.Packets; err == nil && (p.Seen == nil || expression == "" && *p.Seen < uint64(frames)) {
-		err = fmt.Errorf("the capture did not see the flood of %d frames: %s", frames, describe(p))
+	p = c.Packets
+	switch {
+	case err != nil:
+	case p.Seen == nil, expression == "" && *p.Seen < uint64(frames), expression != "" && *p.Seen > 0:
+		err = fmt.Errorf("a flood of %d frames is not what a capture of %q saw: %s", frames, expression, describe(p))
 	}
 	return with, p, err
 }

@@ -48,7 +48,7 @@ var rows = []row{
 	{"deliver-sftp", "1 GiB over loopback to OpenSSH, written, read back and renamed, against sftp(1)", delivery(sftpStore, "sftp put")},
 	{"deliver-s3", "1 GiB over loopback to versitygw, proven by checksum or read back, against rclone", delivery(s3Store, "rclone")},
 	{"quiet-neighbour", "a quiet capture beside a flooded one loses nothing", quietNeighbour},
-	{"forwarding", "what a router forwards beside a capture of everything, against no rule at all", forwarding},
+	{"forwarding", "what a router forwards beside a capture, against no rule at all", forwarding},
 	{"filter-1000", "a filter of a thousand hosts: installing it, and what a packet costs", filter1000},
 	{"fleet", "capctl list on 50 boxes through ssh against ssh alone", fleet},
 }
