@@ -13,8 +13,12 @@ import (
 	"capd/ctl/wire"
 )
 
-// completionPatience is how long a shell is kept waiting for capd at a press of TAB.
-const completionPatience = 2 * time.Second
+// completionPatience is how long a shell is kept waiting for capd at a press of TAB, and
+// for one behind ssh.
+const (
+	completionPatience    = 2 * time.Second
+	completionPatienceSSH = 3 * time.Second
+)
 
 // many is the number of captures that a command takes which takes any.
 const many = 1 << 30
@@ -69,9 +73,8 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 		if len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+		ctx, cancel := a.completeOn(cmd)
 		defer cancel()
-		a.completeOn()
 		captures, err := a.client().List(ctx, true)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -107,21 +110,23 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 }
 
 // completeOn has completion ask the first box that -H names, where ssh gets there without
-// a question.
-func (a *app) completeOn() {
-	if len(a.hosts) == 0 || a.box != nil {
-		return
+// a question, and bounds how long.
+func (a *app) completeOn(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	patience := completionPatience
+	if len(a.hosts) > 0 && a.box == nil {
+		// Not through cobra's PersistentPreRunE: completion does not run it.
+		a.socketGiven = cmd.Flags().Changed("socket")
+		if boxes, err := a.boxes(); err == nil && len(boxes) > 0 {
+			d := boxes[0].dialer
+			if len(d.Command) == 0 {
+				d.Command = []string{"ssh"}
+			}
+			d.Command = append(d.Command, "-o", "BatchMode=yes")
+			a.enter(boxes[0])
+			patience = completionPatienceSSH
+		}
 	}
-	boxes, err := a.boxes()
-	if err != nil || len(boxes) == 0 {
-		return
-	}
-	d := boxes[0].dialer
-	if len(d.Command) == 0 {
-		d.Command = []string{"ssh"}
-	}
-	d.Command = append(d.Command, "-o", "BatchMode=yes")
-	a.enter(boxes[0])
+	return context.WithTimeout(cmd.Context(), patience)
 }
 
 // completeDestination completes the names of profiles.
@@ -133,9 +138,8 @@ func (a *app) completeDestination(cmd *cobra.Command, args []string, word string
 }
 
 func (a *app) destinations(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+	ctx, cancel := a.completeOn(cmd)
 	defer cancel()
-	a.completeOn()
 	list, err := a.client().Destinations(ctx)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -157,7 +161,7 @@ func (a *app) completeRequest(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"destination":  a.destinations,
 		"interface":    a.completeInterface,
-		"hook":         completeHooks,
+		"hook":         a.completeHooks,
 		"type":         fixed(wire.TypeFull, wire.TypeSimple),
 		"sample-by":    fixed(wire.SampleByPacket, wire.SampleByFlow),
 		"on-overload":  fixed(wire.OverloadSample, wire.OverloadStop),
@@ -178,28 +182,53 @@ func (a *app) completeRequest(cmd *cobra.Command) {
 	}
 }
 
-// completeInterface completes the interfaces of this machine.
-func (a *app) completeInterface(_ *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	entries, err := os.ReadDir(a.devices)
-	if err != nil || len(a.hosts) > 0 { // those of another box are not known here
-		return nil, cobra.ShellCompDirectiveNoFileComp
+// completeInterface completes the interfaces of capd's namespace, as it tells them, or
+// those of this machine where capd does not answer.
+func (a *app) completeInterface(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := a.completeOn(cmd)
+	defer cancel()
+	status, err := a.client().Status(ctx)
+	names := status.Interfaces
+	if err != nil && a.box == nil {
+		names = a.localInterfaces()
 	}
 	var found []cobra.Completion
-	for _, e := range entries {
-		// Beside the interfaces lie files of drivers, such as bonding_masters.
-		if !e.Type().IsRegular() && strings.HasPrefix(e.Name(), word) {
-			found = append(found, e.Name())
+	for _, name := range names {
+		if strings.HasPrefix(name, word) && clean(name) == name {
+			found = append(found, name)
 		}
 	}
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeHooks completes a list of hooks, the last word of it.
-func completeHooks(_ *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+// localInterfaces are those of this machine.
+func (a *app) localInterfaces() (names []string) {
+	entries, err := os.ReadDir(a.devices)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		// Beside the interfaces lie files of drivers, such as bonding_masters.
+		if !e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// completeHooks completes a list of hooks, the last word of it. Such as the box's kernel
+// lacks are left out, where capd tells.
+func (a *app) completeHooks(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := a.completeOn(cmd)
+	defer cancel()
+	status, _ := a.client().Status(ctx) // without an answer all are offered
 	before := word[:strings.LastIndexByte(word, ',')+1]
 	given := strings.Split(before, ",")
 	var found []cobra.Completion
 	for _, h := range hooks {
+		if can, told := status.Features[h]; told && !can {
+			continue
+		}
 		if !slices.Contains(given, h) && strings.HasPrefix(before+h, word) {
 			found = append(found, before+h)
 		}

@@ -251,6 +251,19 @@ func TestFleet(t *testing.T) {
 	if out, _ := f.capctl(0, "__complete", "-H", "edge-2", "show", "enou"); !strings.Contains(out, "enough\tcomplete") {
 		t.Errorf("%s", out)
 	}
+	testbed.RunIn(t, f.boxes[1].NS, "ip", "link", "add", "only-here", "type", "veth", "peer", "name", "peer")
+	for _, line := range [][]string{{"start", "-i", "on"}, {"explain", "--interface", ""}} {
+		out, _ := f.capctl(0, append([]string{"__complete", "-H", "edge-2"}, line...)...)
+		if !strings.HasPrefix(out, "only-here\n") && !strings.HasPrefix(out, "lo\nonly-here\npeer\n") {
+			t.Errorf("%v: %s", line, out)
+		}
+	}
+	if out, _ := f.capctl(0, "__complete", "-H", "edge-2", "start", "--hook", "prerouting,e"); !strings.HasPrefix(out, "prerouting,egress\n") {
+		t.Errorf("%s", out)
+	}
+	if out, _ := f.capctl(0, "__complete", "-H", "edge-down", "start", "-i", ""); !strings.HasPrefix(out, ":") {
+		t.Errorf("of a box that is away: %s", out)
+	}
 	if out, _ := f.capctl(0, "__complete", "-H", "@"); !strings.Contains(out, "@edge\tgroup") || !strings.Contains(out, "@all\t") {
 		t.Errorf("%s", out)
 	}

@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"net"
+	"slices"
+
 	"capd/ctl/wire"
 )
 
@@ -8,7 +11,13 @@ import (
 func (d *Daemon) Status() wire.Status {
 	cfg := d.config()
 	st := wire.Status{Version: d.version, Host: d.host, Kernel: d.kernel, Started: wire.Time{Time: d.started},
-		Features: map[string]bool{}, Clock: readClock(), Rings: d.rings()}
+		Features: map[string]bool{}, Clock: readClock(), Rings: d.rings(), Interfaces: []string{}}
+	if links, err := net.Interfaces(); err == nil {
+		for _, l := range links {
+			st.Interfaces = append(st.Interfaces, l.Name)
+		}
+		slices.Sort(st.Interfaces)
+	}
 	for _, c := range d.List(true) {
 		switch {
 		case c.Status == wire.StatusDelivering:

@@ -13,6 +13,7 @@ type Status struct {
 	Spool       StatusSpool       `json:"spool"`
 	Rings       []StatusRing      `json:"rings"` // of captures that run
 	Clock       ClockState        `json:"clock"`
+	Interfaces  []string          `json:"interfaces"` // of capd's network namespace, by name
 }
 
 // StatusCaptures counts captures by what they are doing.
