@@ -31,7 +31,8 @@ func (a *app) completionCommand() *cobra.Command {
 		GroupID: groupOther,
 		Short:   "completion for bash, zsh, fish or powershell",
 		Long: `completion prints a script that completes capctl's commands and flags, and asks capd for
-captures and destinations. Load it into the shell that runs, or put it where the shell
+captures, destinations and interfaces; with -H the first of these boxes, where ssh needs
+no password. Load it into the shell that runs, or put it where the shell
 looks for such scripts.`,
 		Example: `  source <(capctl completion bash)                                   this bash
   capctl completion bash > /etc/bash_completion.d/capctl             every bash

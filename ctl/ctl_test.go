@@ -248,8 +248,13 @@ func TestProgressFits(t *testing.T) {
 		c := readCapture(t, name)
 		for width := 20; width <= 200; width++ {
 			for _, s := range []screen{{unicode: true}, {}} {
-				if line := progressBar(s, c, now, width); columnsOf(line) > width || strings.ContainsAny(line, "\n\r") {
+				line := progressBar(s, c, now, width)
+				if columnsOf(line) > width || strings.ContainsAny(line, "\n\r") {
 					t.Errorf("%s, %d columns: %d: %q", name, width, columnsOf(line), line)
+				}
+				s.colour = true
+				if coloured := stripped(progressBar(s, c, now, width)); coloured != line {
+					t.Errorf("%s, %d columns: with colours it says %q, without %q", name, width, coloured, line)
 				}
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"capd/ctl/client"
@@ -69,6 +70,15 @@ func (e *exitError) Error() string { return e.message }
 // usagef makes an error in what the user typed. A hint follows it with withHint.
 func usagef(format string, args ...any) *exitError {
 	return &exitError{exit: exitUsage, message: fmt.Sprintf(format, args...)}
+}
+
+// unreadable is the error of a path that was given, without the name of a system call.
+func unreadable(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return failf("%s: %v", path.Path, path.Err)
+	}
+	return failf("%v", err)
 }
 
 // failf makes an error of the general kind.

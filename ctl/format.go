@@ -128,9 +128,15 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
-// note tells the user something that is neither data nor an error.
+// note tells the user something that is neither data nor an error: a line, which a
+// terminal gets broken between words.
 func (a *app) note(format string, args ...any) {
-	if !a.quiet {
-		fmt.Fprintln(a.stderr, oneLine(fmt.Sprintf(format, args...)))
+	if a.quiet {
+		return
 	}
+	text := oneLine(fmt.Sprintf(format, args...)) + "\n"
+	if s := a.screenOf(a.stderr); s.terminal && s.width > 0 {
+		text = fill(text, s.width, "")
+	}
+	fmt.Fprint(a.stderr, text)
 }

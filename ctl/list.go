@@ -60,15 +60,15 @@ func (a *app) printList(captures []wire.Capture, hosts []string) error {
 	ids := shortIDs(captures)
 	columns := []column{
 		{head: "ID"},
-		{head: "NAME", least: 8},
+		{head: "NAME", least: 5},
 		{head: "STATUS"},
-		{head: "AGE", right: true},
-		{head: "STARTED", drop: 4},
-		{head: "PACKETS", right: true},
+		{head: "AGE", right: true, drop: 2},
+		{head: "STARTED", drop: 6},
+		{head: "PACKETS", right: true, drop: 1},
 		{head: "LOST", right: true},
-		{head: "SIZE", right: true},
-		{head: "TO", least: 8, drop: 2},
-		{head: "FILTER", least: 12, drop: 3},
+		{head: "SIZE", right: true, drop: 3},
+		{head: "TO", least: 8, drop: 4},
+		{head: "FILTER", least: 12, drop: 5},
 	}
 	if hosts != nil {
 		columns = append([]column{{head: "HOST", least: 8}}, columns...)

@@ -170,6 +170,7 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
 	flags.StringVar(&a.socket, "socket", a.getenv("CAPD_SOCKET"), "capd's socket at `PATH` (or CAPD_SOCKET; default "+wire.DefaultSocket+")")
+	flags.Lookup("socket").DefValue = "" // the help says what it is
 	flags.StringArrayVarP(&a.hosts, "host", "H", nil, "do it on `[user@]host[:port]` through ssh, or on a @group; repeatable")
 	flags.StringVar(&a.netns, "netns", "", "the capd of the network namespace `NAME` (capd@NAME.service)")
 	flags.BoolVar(&a.json, "json", false, "print what capd answers, as JSON")

@@ -71,7 +71,7 @@ failure does, is merged up to there, which is told, and the exit code is 1.`,
 	f.StringVarP(&out, "output", "o", "", "write `OUT`; -: to stdout")
 	f.BoolVarP(&force, "force", "f", false, "replace OUT where it is there")
 	f.StringArrayVar(&identities, "identity", nil, "open sealed files with the age identity or SSH key in `FILE`; repeatable")
-	f.StringArrayVar(&shifts, "shift", nil, "add a time to those of a host: `HOST=±DURATION`; repeatable")
+	f.StringArrayVar(&shifts, "shift", nil, "add a time, -1.5ms or 2s, to those of a host: `HOST=DURATION`; repeatable")
 	_ = cmd.RegisterFlagCompletionFunc("shift", noFiles)
 	return annotate(cmd, hostsItself)
 }
@@ -200,7 +200,7 @@ func (s *mergeSet) add(arg string) error {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return failf("%v", err)
+		return unreadable(err)
 	}
 	if !info.IsDir() {
 		return s.file(host, path, !info.Mode().IsRegular())

@@ -86,11 +86,10 @@ func progressBar(s screen, c wire.Capture, now time.Time, width int) string {
 		room := width - columnsOf(status) - columnsOf(text) - 2*len(gap) - len(" 100%")
 		if room >= least || len(parts) <= 1 {
 			share := progressShare(c, now)
-			line := status
-			if share >= 0 && room >= least {
-				line += " " + s.bar(share, min(room, most)) + fmt.Sprintf(" %4s", percent(share, 1))
+			line := s.cut(status+gap+text, width)
+			if share >= 0 && room >= least { // then all fits; the bar's colours are no columns to cut
+				line = status + " " + s.bar(share, min(room, most)) + fmt.Sprintf(" %4s", percent(share, 1)) + gap + text
 			}
-			line = s.cut(line+gap+text, width)
 			if c.Packets.Lost > 0 {
 				lost := lostText(c)
 				line = strings.Replace(line, lost, s.paint(red, lost), 1)

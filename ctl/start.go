@@ -156,7 +156,7 @@ func untilWhen(c wire.Capture) string {
 	if c.ByteLimit != nil && *c.ByteLimit > 0 && (c.Ring == nil || *c.Ring == 0) { // a ring's bound ends nothing
 		limits = append(limits, "at "+limitSize(*c.ByteLimit))
 	}
-	return strings.Join(append(limits, "with capctl stop "+short(c.ID)), ", ")
+	return strings.Join(append(limits, "or with capctl stop "+short(c.ID)), ", ")
 }
 
 // short gives the part of an id that people are shown: 8 digits tell 16 captures apart

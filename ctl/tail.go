@@ -171,7 +171,7 @@ func (a *app) streaming(ctx context.Context, id string) {
 		a.note("capture %s", clean(id))
 		return
 	}
-	a.note("capture %s ends %s, or with Ctrl-C", clean(id), untilWhen(c))
+	a.note("capture %s ends %s or Ctrl-C", clean(id), untilWhen(c))
 	a.warn(c)
 }
 

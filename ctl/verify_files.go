@@ -42,7 +42,7 @@ func (v *verifier) verify(args []string) (verified, error) {
 		info, err := os.Stat(arg)
 		switch {
 		case err != nil:
-			return r, failf("%v", err)
+			return r, unreadable(err)
 		case info.IsDir():
 			if err := v.folder(&r, arg); err != nil {
 				return r, err
@@ -85,7 +85,7 @@ func (v *verifier) folder(r *verified, root string) error {
 		return nil
 	})
 	if err != nil {
-		return failf("%v", err)
+		return unreadable(err)
 	}
 	captures := len(r.Captures)
 	for _, dir := range dirs {
@@ -111,7 +111,7 @@ func (v *verifier) folder(r *verified, root string) error {
 func (v *verifier) files(r *verified, dir string, names []string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return failf("%v", err)
+		return unreadable(err)
 	}
 	var all []string
 	for _, e := range entries {

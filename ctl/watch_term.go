@@ -42,7 +42,7 @@ func (w *watcher) full(ctx context.Context) error {
 	keys := make(chan string)
 	tasks.Go(func() { keyboard.read(ctx, keys) })
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGCONT)
+	signal.Notify(signals, syscall.SIGWINCH, syscall.SIGCONT)
 	defer signal.Stop(signals)
 
 	if _, err := io.WriteString(out, enterScreen); err != nil {
@@ -69,10 +69,7 @@ func (w *watcher) full(ctx context.Context) error {
 		case text := <-stopped:
 			w.view.said = text
 		case s := <-signals:
-			if s == syscall.SIGTSTP { // Ctrl-Z: the shell gets its terminal as it was
-				_, _ = io.WriteString(out, leaveScreen)
-				keyboard.restore()
-				_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			if s == syscall.SIGCONT { // whoever had the terminal meanwhile has changed it
 				keyboard.raw()
 				_, _ = io.WriteString(out, enterScreen)
 			}
@@ -80,6 +77,19 @@ func (w *watcher) full(ctx context.Context) error {
 		case key, ok := <-keys:
 			if !ok {
 				return nil // the terminal is gone
+			}
+			if key == "ctrl-z" { // the shell gets its terminal as it was
+				_, _ = io.WriteString(out, leaveScreen)
+				keyboard.restore()
+				// As the terminal would, but not before: the whole job stops until fg. Where no
+				// shell could let it go on, as under ssh -t HOST capctl watch, the kernel does
+				// not stop it (setpgid(2), orphaned process groups).
+				_ = syscall.Kill(0, syscall.SIGTSTP)
+				time.Sleep(suspendGrace)
+				keyboard.raw()
+				_, _ = io.WriteString(out, enterScreen)
+				shown = ""
+				continue
 			}
 			if w.key(key) {
 				return nil
@@ -103,6 +113,9 @@ func (w *watcher) full(ctx context.Context) error {
 		}
 	}
 }
+
+// suspendGrace is for another thread to take the signal that stops all.
+const suspendGrace = 100 * time.Millisecond
 
 // draw gives the whole screen as it is to be written.
 func (w *watcher) draw(out *os.File) string {
@@ -233,11 +246,11 @@ func openKeyboard(stdin io.Reader) (*keyboard, error) {
 	return k, nil
 }
 
-// raw turns off lines and echo (termios(3)); Ctrl-C and Ctrl-Z stay signals.
+// raw turns off lines and echo (termios(3)). Ctrl-C stays a signal; Ctrl-Z comes as a key.
 func (k *keyboard) raw() {
 	t := *k.before
 	t.Lflag &^= unix.ICANON | unix.ECHO
-	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME], t.Cc[unix.VSUSP] = 1, 0, 0
 	_ = unix.IoctlSetTermios(int(k.f.Fd()), unix.TCSETSW, &t) // a terminal that is gone ends the reading
 }
 
@@ -288,7 +301,7 @@ func keysOf(b []byte) []string {
 	named := []struct{ bytes, name string }{
 		{"\x1b[A", "up"}, {"\x1bOA", "up"}, {"\x1b[B", "down"}, {"\x1bOB", "down"},
 		{"\x1b[5~", "pgup"}, {"\x1b[6~", "pgdn"}, {"\x1b[H", "g"}, {"\x1b[F", "G"},
-		{"\r", "enter"}, {"\n", "enter"}, {" ", "space"}, {"\x03", "ctrl-c"},
+		{"\r", "enter"}, {"\n", "enter"}, {" ", "space"}, {"\x03", "ctrl-c"}, {"\x1a", "ctrl-z"},
 	}
 	var keys []string
 	text := string(b)

@@ -174,6 +174,67 @@ func TestWatchScreen(t *testing.T) {
 	}
 }
 
+// Ctrl-Z gives the shell its terminal back, and fg the view; so does a stop that cannot be
+// caught. Where there is no shell Ctrl-Z changes nothing.
+func TestWatchSuspended(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedCommand(t, "bash")
+	d := testbed.StartDaemon(t, testbed.NewNS(t), "[daemon]\nhost = \"edge-1\"\n")
+	d.Must("-q", "start", "-n", "first", "-t", "10m", "-f", pingRequest(t))
+	watch := d.Command("watch")
+	term := newTerminal(t, 80, 24, nil, "bash", "--norc", "-i")
+	type_ := func(line string) { term.keys("-l", line); term.keys("Enter") }
+	type_("PS1='shell> '; clear; echo ready | tr a-z A-Z")
+	term.await("the shell", has("READY\nshell>"))
+	type_("'" + strings.Join(watch.Args, "' '") + "'")
+	view := func(text string) bool {
+		return has("capd edge-1  1 running", "first", "q quit")(text) && !strings.Contains(text, "shell>")
+	}
+	term.await("the view", view)
+	modes := func() string { return term.tmux("display-message", "-p", "#{alternate_on} #{cursor_flag}") }
+	if got := modes(); got != "1 0\n" {
+		t.Errorf("the view has not the whole screen: %q", got)
+	}
+	for _, size := range []string{"80", "100", "80"} { // and it finds the terminal of another size
+		term.keys("C-z")
+		term.await("the shell again", has("Stopped", "shell>"))
+		if got := modes(); got != "0 1\n" {
+			t.Errorf("the shell's screen is %q", got)
+		}
+		type_("clear; echo modes; stty -a | tr ' ' '\\n' | grep -x -e '-*icanon;*' -e '-*echo;*'")
+		term.await("lines and echo", has("modes\nicanon\necho\nshell>"))
+		term.tmux("resize-window", "-x", size, "-y", "24")
+		type_("clear; fg")
+		term.await("the view again", view)
+		if got := modes(); got != "1 0\n" {
+			t.Errorf("back again the screen is %q", got)
+		}
+	}
+	term.keys("?")
+	term.await("that keys still work", has("the captures go on"))
+	term.keys("q")
+	term.await("the view", view)
+	term.keys("q")
+	term.await("the end", has("shell>"))
+
+	// Stopped from outside, the shell has its own modes meanwhile.
+	type_("clear; '" + strings.Join(watch.Args, "' '") + "' & sleep 1; kill -STOP $!; clear; jobs; echo through")
+	term.await("the shell again", has("Stopped", "\nthrough\n"))
+	type_("fg")
+	term.await("the view", view)
+	term.keys("q")
+	term.await("the end", has("shell>"))
+
+	// Nobody could let it go on.
+	term = newTerminal(t, 80, 24, nil, watch.Args...)
+	term.await("the view", view)
+	term.keys("C-z")
+	term.keys("?")
+	term.await("that it goes on", has("the captures go on"))
+	term.keys("q", "q")
+	term.await("the end", has("left with 0"))
+}
+
 // Without a terminal watch prints lines, with --json objects, until the capture ends.
 func TestWatchLines(t *testing.T) {
 	testbed.NeedRoot(t)
@@ -273,7 +334,7 @@ func TestWatchFits(t *testing.T) {
 
 func TestKeysAndGraph(t *testing.T) {
 	for in, want := range map[string]string{
-		"jk": "j k", "\x1b[A\x1b[B": "up down", "\x1b": "esc", "\r": "enter", "\x1b[1;5C": "", " q": "space q", "\x03": "ctrl-c",
+		"jk": "j k", "\x1b[A\x1b[B": "up down", "\x1b": "esc", "\r": "enter", "\x1b[1;5C": "", " q": "space q", "\x03": "ctrl-c", "\x1aq": "ctrl-z q",
 	} {
 		if got := strings.Join(keysOf([]byte(in)), " "); got != want {
 			t.Errorf("%q: %q", in, got)
