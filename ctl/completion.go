@@ -3,6 +3,7 @@ package ctl
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -53,7 +54,11 @@ looks for such scripts.`,
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(a.stdout, true)
+				if err := root.GenBashCompletionV2(a.stdout, true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(a.stdout, bashAlone)
+				return err
 			case "zsh":
 				return root.GenZshCompletion(a.stdout)
 			case "fish":
@@ -63,6 +68,34 @@ looks for such scripts.`,
 		},
 	}
 }
+
+// bashAlone makes cobra's script do without the package bash-completion, which small
+// routers lack: it asks that for the words of the line, and for files.
+const bashAlone = `
+if ! declare -F _get_comp_words_by_ref >/dev/null 2>&1; then
+__capctl_init_completion()
+{
+    local line=${COMP_LINE:0:COMP_POINT}
+    read -ra words <<<"$line"
+    if [[ $line == *[[:space:]] ]]; then
+        words+=("")
+    fi
+    cword=$((${#words[@]} - 1))
+    cur=${words[cword]} prev=${words[cword - 1]} COMPREPLY=()
+}
+fi
+if ! declare -F _filedir >/dev/null 2>&1; then
+_filedir()
+{
+    local kind=-f IFS=$'\n'
+    if [[ ${1:-} == -d ]]; then
+        kind=-d
+    fi
+    compopt -o filenames 2>/dev/null
+    COMPREPLY+=($(compgen "$kind" -- "$cur"))
+}
+fi
+`
 
 // noFiles completes nothing, where the shell would otherwise offer files.
 var noFiles = cobra.NoFileCompletions
