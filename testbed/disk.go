@@ -143,3 +143,10 @@ func (d *LoopDisk) Die() {
 		d.t.Fatalf("EXT4_IOC_SHUTDOWN: %v", err)
 	}
 }
+
+// TurnReadOnly makes the file system read-only under its writers, as ext4 does by itself
+// when it finds an error (errors=remount-ro).
+func (d *LoopDisk) TurnReadOnly() {
+	d.t.Helper()
+	Run(d.t, "mount", "-o", "remount,abort", d.Dir)
+}

@@ -178,6 +178,15 @@ func TestDiskIsFilledByOthers(t *testing.T) {
 // A disk that dies under a capture ends it; what was captured and cannot be written is
 // lost, and counted as that.
 func TestDiskDies(t *testing.T) {
+	for name, fault := range map[string]func(*testbed.LoopDisk){
+		"every write fails":  (*testbed.LoopDisk).Die,
+		"it turns read-only": (*testbed.LoopDisk).TurnReadOnly,
+	} {
+		t.Run(name, func(t *testing.T) { diskDies(t, fault) })
+	}
+}
+
+func diskDies(t *testing.T, fault func(*testbed.LoopDisk)) {
 	disk := testbed.NewLoopDisk(t, 1<<30)
 	p := testbed.NewPair(t)
 	d := testbed.StartDaemon(t, p.B, fmt.Sprintf("[limits]\nspool_size = \"900mb\"\n[spool]\ndir = %q\n", disk.Dir+"/spool"))
@@ -185,7 +194,7 @@ func TestDiskDies(t *testing.T) {
 	f := &flood{t: t, ns: p.B}
 	f.inject(onOne(3000, 1400))
 	d.Await(id, "capturing", func(c wire.Capture) bool { return c.Packets.Captured == f.count })
-	disk.Die()
+	fault(disk)
 	c := d.Await(id, "ended", func(c wire.Capture) bool {
 		if c.Status == wire.StatusRunning {
 			f.inject(onOne(500, 1400))
