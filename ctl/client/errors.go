@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/url"
 	"path"
+	"strings"
 	"syscall"
 
 	"capd/ctl/wire"
@@ -25,6 +26,9 @@ type UnreachableError struct {
 // Error implements error.
 func (e *UnreachableError) Error() string {
 	text := ErrUnreachable.Error()
+	if strings.HasPrefix(e.What, text) {
+		return e.What // the capctl on another box has said it
+	}
 	if e.Where != "" {
 		text += " at " + e.Where
 	}
