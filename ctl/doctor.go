@@ -104,7 +104,11 @@ func (a *app) hiddenFindings(ctx context.Context) []wire.Finding {
 	}
 	var out []wire.Finding
 	for _, w := range explained.Warnings {
-		out = append(out, wire.Finding{ID: "rules." + w.Code, Level: wire.LevelWarning, Message: w.Message})
+		level := wire.LevelWarning
+		if w.Code == nft.HazardIngress { // nothing is hidden
+			level = wire.LevelOK
+		}
+		out = append(out, wire.Finding{ID: "rules." + w.Code, Level: level, Message: w.Message})
 	}
 	return out
 }

@@ -74,6 +74,9 @@ func explain(req wire.StartRequest) (wire.Explain, error) {
 	if err != nil {
 		return wire.Explain{}, filterProblem(err)
 	}
+	if len(req.Hooks) == 0 && len(req.Interfaces) == 0 && !spec.Filter.AsksLength() {
+		spec.Offloaded, _ = nft.Offloaded() // as below
+	}
 	e, err := nft.Explain(spec)
 	if err != nil {
 		return wire.Explain{}, filterProblem(err)

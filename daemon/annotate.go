@@ -43,13 +43,13 @@ func hexadecimal(b []byte, key string, value uint32) []byte {
 const commentStart = "capd"
 
 // sectionComment is what a reader of the file alone should know of the capture.
-func sectionComment(id string, r *wire.StartRequest, host string, clock wire.ClockState) string {
+func sectionComment(id string, r *wire.StartRequest, hooks []string, host string, clock wire.ClockState) string {
 	b := field([]byte(commentStart), "capture", id)
 	b = field(b, "host", host)
 	if r.Name != "" {
 		b = field(b, "name", r.Name)
 	}
-	for i, h := range r.Hooks {
+	for i, h := range hooks {
 		if i == 0 {
 			b = field(b, "hooks", h)
 		} else {
@@ -159,7 +159,7 @@ func (p *plan) annotationWarnings(conntrack bool) []wire.Warning {
 	case !p.request.Annotate:
 		return nil
 	case !conntrack:
-		return []wire.Warning{{Code: code, Message: "this kernel gives NFLOG nothing of conntrack (module nf_conntrack_netlink): annotations tell the rest"}}
+		return []wire.Warning{{Code: code, Message: "this kernel gives NFLOG nothing of conntrack: annotations tell the rest (conntrack's part needs the module nf_conntrack_netlink and a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT)"}}
 	case !tracked(p.request.Hooks):
 		return []wire.Warning{{Code: code, Message: fmt.Sprintf(
 			"at the hooks %v packets come by before conntrack has seen them: annotations tell of their connections only at input, forward, postrouting and egress", p.request.Hooks)}}

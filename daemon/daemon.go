@@ -64,7 +64,7 @@ type Daemon struct {
 
 // Start begins a capture (api.Daemon).
 func (d *Daemon) Start(ctx context.Context, req wire.StartRequest, who wire.Requester) (wire.Capture, error) {
-	p, err := newPlan(req, d.config(), &d.links)
+	p, err := d.plan(req)
 	if err != nil {
 		return wire.Capture{}, err
 	}
@@ -391,7 +391,7 @@ func (d *Daemon) OpenFile(ref, name string) (*os.File, wire.File, error) {
 
 // Explain tells what Start would do, and does nothing (api.Daemon).
 func (d *Daemon) Explain(_ context.Context, req wire.StartRequest) (wire.Explain, error) {
-	p, err := newPlan(req, d.config(), &d.links)
+	p, err := d.plan(req)
 	if err != nil {
 		return wire.Explain{}, err
 	}

@@ -56,7 +56,7 @@ func newEncoder(id string, p *plan, d *Daemon) *encoder {
 	r := &p.request
 	e := &encoder{
 		classic: r.Format == wire.FormatPcap, snaplen: *r.Snaplen, headers: r.HeadersOnly, links: &d.links, filter: fileFilter(p),
-		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, d.host, readClock())},
+		section: pcapng.Section{Hardware: runtime.GOARCH, OS: d.kernel, Application: "capd " + d.version, Comment: sectionComment(id, r, p.seenAt(), d.host, readClock())},
 		ifaces:  make([]iface, 0, 64),
 	}
 	if r.Annotate {
@@ -68,7 +68,7 @@ func newEncoder(id string, p *plan, d *Daemon) *encoder {
 	case wire.LinkRaw:
 		e.link = ring.LinkRaw
 		if !e.classic {
-			e.hooks = strings.Join(r.Hooks, ",")
+			e.hooks = strings.Join(p.seenAt(), ",")
 		}
 	default:
 		e.link = ring.LinkSLL2

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -78,20 +79,25 @@ func (l *links) refresh() error {
 }
 
 // unframed gives the first interface among those that the patterns cover (a * at the end
-// stands for any rest) whose packets have no Ethernet header, "" where all have one.
-func (l *links) unframed(patterns []string) (string, error) {
+// stands for any rest) whose packets have no Ethernet header, "" where all have one, and the
+// first whose packets have.
+func (l *links) unframed(patterns []string) (bare, framed string, err error) {
 	known, err := listLinks()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	for _, index := range slices.Sorted(maps.Keys(known)) {
 		found := known[index]
-		covered := slices.ContainsFunc(patterns, func(p string) bool { return covers(p, found.name) })
-		if covered && !ring.EthernetDevice(found.hwType) {
-			return found.name, nil
+		if !slices.ContainsFunc(patterns, func(p string) bool { return covers(p, found.name) }) {
+			continue
+		}
+		if ring.EthernetDevice(found.hwType) {
+			framed = cmp.Or(framed, found.name)
+		} else {
+			bare = cmp.Or(bare, found.name)
 		}
 	}
-	return "", nil
+	return bare, framed, nil
 }
 
 // covers tells whether a pattern (a * at the end stands for any rest) stands for an interface.

@@ -29,10 +29,14 @@ type plan struct {
 	filter  *filter.Filter
 	exclude []filter.Flow
 	stream  bool // no files: it goes to whoever asked, and ends with the connection
-	// unframed names an interface without Ethernet headers (links.unframed).
-	unframed func(interfaces []string) (string, error)
-	bare     string // what it named
-	once     bool   // no hooks or interfaces asked for: each packet once
+	// unframed names an interface without Ethernet headers, and one with (links.unframed).
+	unframed     func(interfaces []string) (bare, framed string, err error)
+	bare, framed string // what it named
+	once         bool   // no hooks or interfaces asked for: each packet once
+	anywhere     bool   // the same, and of a simple capture too, which sees what enters
+	// offloaded names interfaces of which packets are taken at ingress instead of prerouting,
+	// because a flowtable leads some of them past it (nft.Spec.Offloaded).
+	offloaded []string
 	// What the rules decide of the filter only in part, they leave to these, along with
 	// sample and snaplen: nil where they decide alone.
 	inet, netdev *filter.Matcher
@@ -82,6 +86,7 @@ func (p *plan) fillType(*config.Config) *wire.Error {
 func (p *plan) fillHooks(*config.Config) *wire.Error {
 	r := &p.request
 	if len(r.Hooks) == 0 {
+		p.anywhere = len(r.Interfaces) == 0
 		r.Hooks, p.once = nft.DefaultHooks(r.Interfaces, r.Type == wire.TypeSimple)
 	}
 	return nil
@@ -159,7 +164,7 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	}
 	if p.atNetdev() {
 		var err error
-		if p.bare, err = p.unframed(r.Interfaces); err != nil {
+		if p.bare, p.framed, err = p.unframed(r.Interfaces); err != nil {
 			return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: err.Error()}
 		}
 	}
@@ -256,6 +261,40 @@ func (p *plan) divide() error {
 	return err
 }
 
+// plan is newPlan for this box, as it is now.
+func (d *Daemon) plan(req wire.StartRequest) (*plan, error) {
+	p, err := newPlan(req, d.config(), &d.links)
+	if err != nil {
+		return nil, err
+	}
+	// At ingress a packet's length has its Ethernet padding in it.
+	if !p.anywhere || p.filter.AsksLength() {
+		return p, nil
+	}
+	offloaded, err := d.table.Offloaded()
+	if err != nil {
+		d.log.Warn("cannot look for flowtables", "err", err)
+	}
+	p.seePast(offloaded)
+	return p, nil
+}
+
+// seePast takes the packets of such interfaces at ingress. There they are judged as at
+// prerouting, from the IP header on.
+func (p *plan) seePast(offloaded []string) {
+	if len(offloaded) > 0 {
+		p.offloaded, p.netdev = offloaded, p.inet
+	}
+}
+
+// seenAt is the hooks at which packets are seen, in the order asked for.
+func (p *plan) seenAt() []string {
+	if len(p.offloaded) == 0 {
+		return p.request.Hooks
+	}
+	return append(slices.Clone(p.request.Hooks), wire.HookIngress)
+}
+
 func (p *plan) atNetdev() bool {
 	return slices.Contains(p.request.Hooks, wire.HookIngress) || slices.Contains(p.request.Hooks, wire.HookEgress)
 }
@@ -265,7 +304,7 @@ func (p *plan) kernelDecides() bool { return p.inet == nil && p.netdev == nil }
 
 // selection is what is left to the engine.
 func (p *plan) selection(l *links) selection {
-	s := selection{inet: p.inet, netdev: p.netdev, bare: p.bare != "", links: l}
+	s := selection{inet: p.inet, netdev: p.netdev, bare: p.bare != "" || len(p.offloaded) > 0, links: l}
 	if !p.kernelDecides() {
 		s.sample = newSampler(*p.request.Sample, p.request.SampleBy == wire.SampleByFlow)
 	}

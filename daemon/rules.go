@@ -25,7 +25,7 @@ func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
 	r := &p.request
 	return nft.Spec{
 		ID: id, Name: r.Name, Filter: p.filter, Exclude: p.exclude,
-		Hooks: r.Hooks, Interfaces: r.Interfaces, Bare: p.bare != "", Once: p.once, CPUs: nft.CPUs(),
+		Hooks: r.Hooks, Interfaces: r.Interfaces, Bare: p.bare != "", Offloaded: p.offloaded, Once: p.once, CPUs: nft.CPUs(),
 		Prefix: prefix(id), Snaplen: *r.Snaplen, QueueThreshold: math.MaxUint16,
 		Sample: *r.Sample, SampleFlow: r.SampleBy == wire.SampleByFlow,
 		Rate: cfg.Limits.MaxPacketRate, HeadersOnly: r.HeadersOnly, Annotate: r.Annotate,
@@ -94,6 +94,11 @@ func (d *Daemon) warnings(p *plan) []wire.Warning {
 	if len(none) > 0 {
 		out = append(out, wire.Warning{Code: "no_interface", Message: fmt.Sprintf(
 			"no interface here is called %s: nothing is captured there until one is", strings.Join(none, ", "))})
+	}
+	if p.bare != "" && p.framed != "" && !p.filter.All() {
+		out = append(out, wire.Warning{Code: "filter_from_ip", Message: fmt.Sprintf(
+			"packets of %s have no Ethernet header, those of %s have: at both the filter is matched from the IP header on, which finds also what stands behind a VLAN tag, "+
+				"and nothing that is not IP; for tcpdump's exact meaning capture at interfaces of one kind", p.bare, p.framed)})
 	}
 	if c, ok := d.config().Destinations[p.request.Destination]; ok && c.Path != "" && !strings.Contains(c.Path, "{id}") && !strings.Contains(c.Path, "{time}") {
 		out = append(out, wire.Warning{Code: "path_not_unique", Message: fmt.Sprintf(

@@ -257,7 +257,7 @@ func TestCommentGrammar(t *testing.T) {
 	}
 	r := &wire.StartRequest{Name: "x", Hooks: []string{"ingress", "egress"}, Sample: ptr(uint32(100)), SampleBy: wire.SampleByFlow, Snaplen: ptr(uint32(96)), HeadersOnly: true}
 	const want = "capd capture=0123 host=a%20b name=x hooks=ingress,egress sample=100 sample_by=flow snaplen=96 headers_only=true clock=synchronized clock_error_us=1500"
-	if got := sectionComment("0123", r, "a b", wire.ClockState{Synchronized: true, MaxErrorUS: 1500}); got != want {
+	if got := sectionComment("0123", r, r.Hooks, "a b", wire.ClockState{Synchronized: true, MaxErrorUS: 1500}); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

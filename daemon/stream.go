@@ -79,7 +79,7 @@ func (d *Daemon) StartStream(ctx context.Context, req wire.StartRequest, who wir
 	if err := checkStream(&req); err != nil {
 		return wire.Capture{}, nil, err
 	}
-	p, err := newPlan(req, d.config(), &d.links)
+	p, err := d.plan(req)
 	if err != nil {
 		return wire.Capture{}, nil, err
 	}

@@ -57,10 +57,18 @@ func Framed(hooks []string) bool {
 
 // link is what the filter has to expect at the hooks of the family.
 func (s Spec) link(f family) filter.Link {
-	if s.Bare {
+	if s.Bare || len(s.Offloaded) > 0 {
 		return filter.LinkRaw
 	}
 	return f.link()
+}
+
+// devices are the names and patterns of the interfaces that ingress and egress are of.
+func (s Spec) devices() []string {
+	if len(s.Offloaded) > 0 {
+		return s.Offloaded
+	}
+	return s.Interfaces
 }
 
 // links gives the links of a capture's hooks.
@@ -125,7 +133,11 @@ func Explain(s Spec) (Explanation, error) {
 	}
 	for _, h := range append(slices.Clone(inetHooks), netdevHooks...) {
 		if slices.Contains(s.Hooks, h) {
-			e.Hooks = append(e.Hooks, fmt.Sprintf("%s %d", h, Priority(h)))
+			text := fmt.Sprintf("%s %d", h, Priority(h))
+			if slices.Contains(netdevHooks, h) && len(s.Offloaded) > 0 {
+				text += " of " + strings.Join(s.Offloaded, " and ") + " instead of prerouting"
+			}
+			e.Hooks = append(e.Hooks, text)
 		}
 	}
 	e.Reader = s.reader(alone)

@@ -101,7 +101,7 @@ func (g *gate) rules(now present, limit string) ([]rule, error) {
 }
 
 // secondPasses gives the rules for packets that a hook leaves out because the other one of
-// the default pair sees them, or saw them (Spec.Once).
+// the default pair sees them, or saw them (Spec.Once), or that ingress saw (Spec.Offloaded).
 func secondPasses(s Spec, l lacks, hookName string, vrf bool) (rules []rule) {
 	leave := func(why string, m ...filter.Match) {
 		rules = append(rules, rule{matches: m, verdict: doReturn, comment: comment(s, why)})
@@ -110,7 +110,19 @@ func secondPasses(s Spec, l lacks, hookName string, vrf bool) (rules []rule) {
 		m.Op = filter.NotEqual
 		return m
 	}
+	if hookName == "prerouting" {
+		for _, device := range s.Offloaded {
+			leave("seen at ingress", is(filter.IIfName, []byte(device)))
+		}
+	}
+	if !s.Once {
+		return rules
+	}
 	switch hookName {
+	case "ingress":
+		if !l.ipsec {
+			leave("out of IPsec, seen before", is(keyIPsec, []byte{1}))
+		}
 	case "prerouting":
 		leave("over lo, seen at output", is(keyIIf, nativeUint32(loopbackIfindex)))
 		if !l.ipsec {

@@ -22,6 +22,7 @@ type Hazard struct {
 // Codes of hazards.
 const (
 	HazardFlowtable = "flowtable_bypass"
+	HazardIngress   = "flowtable_ingress" // nothing is hidden: it is seen elsewhere
 	HazardNAT       = "nat_half_blind"
 	HazardNoSwitch  = "no_dead_man_switch"
 	HazardTwice     = "seen_twice"
@@ -35,7 +36,7 @@ func Hazards(s Spec) ([]Hazard, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.conn.Close()
+	defer l.close()
 	return l.hazards(s)
 }
 
@@ -53,21 +54,33 @@ func (t *Table) Hazards(s Spec) ([]Hazard, error) {
 
 // looker reads what others have set up in nftables. It takes messages apart by itself and
 // looks at no more of them than it needs, since rules of other programs can hold anything.
-type looker struct{ conn *netlink.Conn }
+type looker struct{ conn, links *netlink.Conn }
 
 func newLooker() (*looker, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a netlink socket: %w", err)
 	}
-	return &looker{conn}, nil
+	links, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, fmt.Errorf("nft: open a route netlink socket: %w", errors.Join(err, conn.Close()))
+	}
+	return &looker{conn, links}, nil
 }
+
+func (l *looker) close() error { return errors.Join(l.conn.Close(), l.links.Close()) }
 
 func (l *looker) hazards(s Spec) ([]Hazard, error) {
 	var out []Hazard
 	tables, err := l.flowtables()
+	var there []linkNews
+	if len(tables) > 0 {
+		var listErr error
+		there, listErr = listLinks(l.links)
+		err = errors.Join(err, listErr)
+	}
 	for _, ft := range tables {
-		if h, ok := ft.hazard(s); ok {
+		if h, ok := ft.hazard(s, there); ok {
 			out = append(out, h)
 		}
 	}
@@ -91,76 +104,8 @@ func halfBlind(s Spec) bool {
 		!(slices.Contains(s.Hooks, "prerouting") && slices.Contains(s.Hooks, "postrouting"))
 }
 
-// flowtable is one that nftables has. linux/netfilter/nf_tables.h: NFTA_FLOWTABLE_*.
-type flowtable struct {
-	family, table, name string
-	devices             []string
-	offload             bool // flows go to hardware
-}
-
-// hazard tells what a flowtable hides from a capture: the packets of forwarded flows after
-// the first few go from its devices' ingress straight to an egress, past all inet hooks;
-// those that hardware has taken over do not come to the kernel at all.
-func (f flowtable) hazard(s Spec) (Hazard, bool) {
-	forwarded := slices.ContainsFunc(s.Hooks, func(h string) bool { return h != "input" && h != "output" })
-	concerned := len(s.Interfaces) == 0 || slices.ContainsFunc(s.Interfaces, func(pattern string) bool {
-		return slices.ContainsFunc(f.devices, func(d string) bool { return covers(pattern, d) || strings.HasSuffix(d, "*") && covers(d, pattern) })
-	})
-	if !forwarded || !concerned {
-		return Hazard{}, false
-	}
-	what := fmt.Sprintf("flowtable %s %s %s (%s)", f.family, f.table, f.name, strings.Join(f.devices, ", "))
-	if f.offload {
-		return Hazard{HazardFlowtable, what + " gives established flows to the network hardware, where no hook sees them: of forwarded flows only the first packets are captured"}, true
-	}
-	var passed []string
-	for _, h := range []string{"prerouting", "forward", "postrouting"} {
-		if slices.Contains(s.Hooks, h) {
-			passed = append(passed, h)
-		}
-	}
-	if len(passed) == 0 {
-		return Hazard{}, false // ingress stands before the flowtable, egress behind it
-	}
-	var flags []string
-	for _, d := range f.devices {
-		flags = append(flags, "-i "+d)
-	}
-	return Hazard{HazardFlowtable, fmt.Sprintf("%s leads established flows past %s: of forwarded flows only the first packets are captured there; "+
-		"ingress and egress see them all: %s", what, strings.Join(passed, ", "), strings.Join(flags, " "))}, true
-}
-
-// Numbers of linux/netfilter/nf_tables.h that x/sys/unix does not have.
-const (
-	getFlowtable       = 23 // NFT_MSG_GETFLOWTABLE
-	flowtableTable     = 1  // NFTA_FLOWTABLE_TABLE
-	flowtableName      = 2
-	flowtableHook      = 3
-	flowtableFlags     = 7
-	flowtableHookDevs  = 3 // NFTA_FLOWTABLE_HOOK_DEVS
-	deviceName         = 1 // NFTA_DEVICE_NAME
-	devicePrefix       = 2 // NFTA_DEVICE_PREFIX, Linux 6.16
-	flowtableHWOffload = 1 // NFT_FLOWTABLE_HW_OFFLOAD
-)
-
 var familyNames = map[uint8]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6",
 	unix.NFPROTO_ARP: "arp", unix.NFPROTO_NETDEV: "netdev", unix.NFPROTO_BRIDGE: "bridge"}
-
-func (l *looker) flowtables() ([]flowtable, error) {
-	messages, err := l.dump(getFlowtable, unix.NFPROTO_UNSPEC, nil)
-	if err != nil {
-		return nil, fmt.Errorf("nft: list flowtables: %w", err)
-	}
-	var out []flowtable
-	for _, m := range messages {
-		f, err := parseFlowtable(m.Data)
-		if err != nil {
-			return out, fmt.Errorf("nft: list flowtables: %w", err)
-		}
-		out = append(out, f)
-	}
-	return out, nil
-}
 
 // dump lists all objects of a kind; data are attributes that choose among them.
 func (l *looker) dump(kind, family uint8, data []byte) ([]netlink.Message, error) {
@@ -180,46 +125,6 @@ func decode(data []byte) (family string, attrs *netlink.AttributeDecoder, err er
 		attrs.ByteOrder = binary.BigEndian
 	}
 	return familyNames[data[0]], attrs, err
-}
-
-func parseFlowtable(data []byte) (flowtable, error) {
-	family, attrs, err := decode(data)
-	if err != nil {
-		return flowtable{}, err
-	}
-	f := flowtable{family: family}
-	for attrs.Next() {
-		switch attrs.Type() {
-		case flowtableTable:
-			f.table = attrs.String()
-		case flowtableName:
-			f.name = attrs.String()
-		case flowtableFlags:
-			f.offload = attrs.Uint32()&flowtableHWOffload != 0
-		case flowtableHook:
-			attrs.Nested(func(hook *netlink.AttributeDecoder) error {
-				for hook.Next() {
-					if hook.Type() == flowtableHookDevs {
-						hook.Nested(f.addDevices)
-					}
-				}
-				return nil
-			})
-		}
-	}
-	return f, attrs.Err()
-}
-
-func (f *flowtable) addDevices(attrs *netlink.AttributeDecoder) error {
-	for attrs.Next() {
-		switch attrs.Type() {
-		case deviceName:
-			f.devices = append(f.devices, attrs.String())
-		case devicePrefix:
-			f.devices = append(f.devices, attrs.String()+"*")
-		}
-	}
-	return nil
 }
 
 // translations names the tables that have rules which translate addresses.

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mdlayher/netlink"
-
 	"capd/testbed"
 )
 
@@ -116,70 +114,5 @@ func TestHazardNAT(t *testing.T) {
 				})
 			}
 		})
-	}
-}
-
-// The messages that a kernel with flowtables sends, by linux/netfilter/nf_tables.h (this
-// test makes them itself: CI's kernels can lack NF_FLOW_TABLE), and what they mean for
-// captures.
-func TestHazardFlowtable(t *testing.T) {
-	message := func(flags byte) []byte {
-		e := netlink.NewAttributeEncoder()
-		e.String(flowtableTable, "filter")
-		e.String(flowtableName, "fast")
-		e.Nested(flowtableHook, func(hook *netlink.AttributeEncoder) error {
-			hook.Bytes(1, []byte{0, 0, 0, 0}) // hook number
-			hook.Bytes(2, []byte{0, 0, 0, 0}) // priority
-			hook.Nested(flowtableHookDevs, func(devs *netlink.AttributeEncoder) error {
-				devs.String(deviceName, "eth0")
-				devs.String(deviceName, "eth1")
-				devs.String(devicePrefix, "wg")
-				return nil
-			})
-			return nil
-		})
-		e.Bytes(4, []byte{0, 0, 0, 1})             // use
-		e.Bytes(5, []byte{0, 0, 0, 0, 0, 0, 0, 7}) // handle
-		e.Bytes(flowtableFlags, []byte{0, 0, 0, flags})
-		data, err := e.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return append([]byte{1, 0, 0, 0}, data...) // family inet
-	}
-	software, err := parseFlowtable(message(2)) // counter
-	if err != nil || software.offload || !slices.Equal(software.devices, []string{"eth0", "eth1", "wg*"}) {
-		t.Fatalf("%+v, %v", software, err)
-	}
-	hardware, err := parseFlowtable(message(1))
-	if err != nil || !hardware.offload {
-		t.Fatalf("%+v, %v", hardware, err)
-	}
-	if _, err := parseFlowtable([]byte{1}); err == nil {
-		t.Error("half a header is taken")
-	}
-	for _, c := range []struct {
-		table      flowtable
-		hooks      string
-		interfaces []string
-		part       string // of the message; "" = no warning
-	}{
-		{software, "prerouting,output", nil, "flowtable inet filter fast (eth0, eth1, wg*) leads established flows past prerouting:"},
-		{software, "prerouting,output", nil, "-i eth0 -i eth1 -i wg*"},
-		{software, "forward,postrouting", nil, "past forward, postrouting:"},
-		{software, "input,output", nil, ""},
-		{software, "ingress,egress", []string{"eth0"}, ""},
-		{software, "prerouting", []string{"eth9"}, ""},
-		{software, "prerouting", []string{"eth*"}, "past prerouting"},
-		{software, "prerouting", []string{"wg7"}, "past prerouting"},
-		{hardware, "prerouting,output", nil, "network hardware"},
-		{hardware, "ingress,egress", []string{"eth1"}, "network hardware"},
-		{hardware, "ingress,egress", []string{"eth9"}, ""},
-		{hardware, "input", nil, ""},
-	} {
-		h, found := c.table.hazard(Spec{Hooks: strings.Split(c.hooks, ","), Interfaces: c.interfaces})
-		if found != (c.part != "") || found && (h.Code != HazardFlowtable || !strings.Contains(h.Message, c.part)) {
-			t.Errorf("%s on %v: %+v", c.hooks, c.interfaces, h)
-		}
 	}
 }

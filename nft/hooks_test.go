@@ -3,12 +3,9 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"capd/testbed"
 )
@@ -100,23 +97,7 @@ func TestFramesByHook(t *testing.T) {
 		s.Once, s.Hooks, s.Interfaces, s.Filter = false, []string{c.hook}, []string{"vb"}, parse(t, c.text)
 		install(t, table, s)
 	}
-	testbed.In(t, pair.A, func() error {
-		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(socket)
-		va, err := net.InterfaceByName("va")
-		if err != nil {
-			return err
-		}
-		for _, frame := range frames {
-			if err := unix.Sendto(socket, frame, 0, &unix.SockaddrLinklayer{Ifindex: va.Index}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	testbed.In(t, pair.A, func() error { return sendFrames("va", frames) })
 	for i, c := range cases {
 		settle(t, table, fmt.Sprintf("%08x", i), c.want)
 		if got := total(t, table, fmt.Sprintf("%08x", i)); got.Seen != c.want {

@@ -53,7 +53,7 @@ func (t *Table) install(s Spec) error {
 	var devices []string
 	if slices.ContainsFunc(s.Hooks, func(h string) bool { return slices.Contains(netdevHooks, h) }) {
 		var err error
-		if devices, err = t.links.expand(s.Interfaces); err != nil {
+		if devices, err = t.links.expand(s.devices()); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"capd/nft/filter"
 )
@@ -35,6 +36,8 @@ const (
 	ip6
 	arp // tables of family netdev only
 )
+
+func nativeUint16(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
 
 func nativeUint32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
@@ -101,6 +104,7 @@ var keys = map[filter.Key]key{
 	keyAlive:   {load: meta(expr.MetaKeyMARK), typ: nftables.TypeMark, text: markText, native: true},
 	keyRtIPsec: {load: &expr.Rt{Key: rtXfrm, Register: 1}, typ: nftables.TypeBoolean, text: existsText},
 	keyIPsec:   {load: meta(metaSecPath), typ: nftables.TypeBoolean, text: existsText},
+	keyIIfType: {load: meta(expr.MetaKeyIIFTYPE), typ: integer(2), text: arphrdText, native: true},
 	keyIIfKind: {load: meta(metaIIfKind), typ: nftables.TypeIFName, text: quotedText},
 	keyOIfKind: {load: meta(metaOIfKind), typ: nftables.TypeIFName, text: quotedText},
 	keyFibType: {load: &expr.Fib{Register: 1, FlagDADDR: true, FlagOIF: true, ResultADDRTYPE: true},
@@ -256,6 +260,14 @@ func pktTypeText(b []byte) string {
 		return names[b[0]]
 	}
 	return numberText(b)
+}
+
+// arphrdText has the only name that rules ask for.
+func arphrdText(b []byte) string {
+	if n := binary.NativeEndian.Uint16(b); n != unix.ARPHRD_ETHER {
+		return strconv.Itoa(int(n))
+	}
+	return "ether"
 }
 
 // etherTypeText has the names that nft knows (nftables src/proto.c, ethertype symbols).

@@ -123,6 +123,9 @@ const (
 	keyIIfKind filter.Key = "meta iifkind"
 	keyOIfKind filter.Key = "meta oifkind"
 	keyFibType filter.Key = "fib daddr . oif type"
+	keyIIfType filter.Key = "meta iiftype"
+
+	keyEthertype filter.Key = "@ll,96,16" // of the frame, with its tags
 )
 
 // aliveSet is the set whose only element Table.Renew keeps alive.
@@ -138,6 +141,7 @@ var (
 // net/flow.h LOOPBACK_IFINDEX: lo's index in every network namespace.
 const (
 	packetHost      = 0
+	packetOther     = 3
 	rtnLocal        = 2
 	loopbackIfindex = 1
 )
@@ -223,7 +227,8 @@ func (b *builder) class(class string, hooks []string, groups []uint16, program *
 	g := &gate{spec: b.spec, lacks: b.lacks, family: b.family, first: first, groups: len(groups)}
 	// What a hook leaves out is left out behind the filter, so that packets that the filter
 	// does not want cost no more than the filter, unless other hooks go the same way.
-	if b.spec.Once && len(hooks) == 1 {
+	leavesOut := b.spec.Once || len(b.spec.Offloaded) > 0
+	if leavesOut && len(hooks) == 1 {
 		g.once = hooks[0]
 	}
 	target := first
@@ -234,7 +239,7 @@ func (b *builder) class(class string, hooks []string, groups []uint16, program *
 		if b.family == netdev {
 			b.deviceHooks(h, target, devices)
 		} else {
-			b.inetHook(h, target, len(hooks) > 1)
+			b.inetHook(h, target, leavesOut && len(hooks) > 1)
 		}
 	}
 	b.filter(first, g.name(), program)
@@ -257,10 +262,10 @@ func comment(s Spec, text string) string {
 }
 
 // inetHook adds a base chain with a jump, and the chain for what is said of the hook
-// alone, if anything is: interfaces and, if shared, what the hook leaves out.
+// alone, if anything is: interfaces and, if shared, what the hook leaves out before the filter.
 func (b *builder) inetHook(name, target string, shared bool) {
 	var rules []rule
-	if b.spec.Once && shared {
+	if shared {
 		rules = secondPasses(b.spec, b.lacks, name, !b.lacks.vrf)
 	}
 	var keys []filter.Key
@@ -294,6 +299,9 @@ func (b *builder) inetHook(name, target string, shared bool) {
 // deviceHooks adds a base chain with a jump for each device: a chain of family netdev
 // has one device.
 func (b *builder) deviceHooks(name, target string, devices []string) {
+	if len(b.spec.Offloaded) > 0 {
+		target = b.offloaded(name, target)
+	}
 	b.target = target
 	for _, device := range devices {
 		b.jump(deviceBase(name, device), target)

@@ -1,10 +1,10 @@
 package nft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -134,6 +134,8 @@ type linkNews struct {
 	name  string
 	kind  string // such as vrf or veth; "" = none, or the message does not say
 	moved bool   // to another network namespace
+	// Indexes of the interface that it is a port of, and of the one that it stands on; 0 = none.
+	master, link int32
 }
 
 // parseLink takes a message apart; it is not ok where it is about something else: of family
@@ -146,6 +148,7 @@ func parseLink(m netlink.Message) (n linkNews, ok bool) {
 	if err != nil {
 		return n, false
 	}
+	elsewhere := false                                      // link is an index of another network namespace
 	n.index = int32(binary.NativeEndian.Uint32(m.Data[4:])) // struct ifinfomsg: ifi_index
 	for attrs.Next() {
 		switch attrs.Type() {
@@ -160,42 +163,60 @@ func parseLink(m netlink.Message) (n linkNews, ok bool) {
 				}
 				return nil
 			})
+		case unix.IFLA_MASTER:
+			n.master = attrs.Int32()
+		case unix.IFLA_LINK:
+			n.link = attrs.Int32()
+		case unix.IFLA_LINK_NETNSID:
+			elsewhere = true
 		case unix.IFLA_NEW_NETNSID, unix.IFLA_NEW_IFINDEX:
 			n.moved = true
 		}
+	}
+	if elsewhere {
+		n.link = 0
 	}
 	return n, n.name != ""
 }
 
 // list gives the interfaces by their index.
 func (l *links) list() (map[int32]linkNews, error) {
-	messages, err := l.conn.Execute(netlink.Message{
+	all, err := listLinks(l.conn)
+	out := make(map[int32]linkNews, len(all))
+	for _, n := range all {
+		out[n.index] = n
+	}
+	return out, err
+}
+
+// listLinks lists the interfaces of a socket's network namespace, in the order of their
+// indexes.
+func listLinks(conn *netlink.Conn) ([]linkNews, error) {
+	messages, err := conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
 		Data:   make([]byte, unix.SizeofIfInfomsg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	out := make(map[int32]linkNews, len(messages))
+	var out []linkNews
 	for _, m := range messages {
 		if n, ok := parseLink(m); ok {
-			out[n.index] = n
+			out = append(out, n)
 		}
 	}
+	slices.SortFunc(out, func(a, b linkNews) int { return cmp.Compare(a.index, b.index) })
 	return out, nil
 }
 
 // names lists the interfaces' names, in the order of their indexes.
 func (l *links) names() ([]string, error) {
-	known, err := l.list()
-	if err != nil {
-		return nil, err
-	}
+	all, err := listLinks(l.conn)
 	var names []string
-	for _, index := range slices.Sorted(maps.Keys(known)) {
-		names = append(names, known[index].name)
+	for _, n := range all {
+		names = append(names, n.name)
 	}
-	return names, nil
+	return names, err
 }
 
 // expand gives the names of the interfaces that patterns stand for, each once. Those with

@@ -57,6 +57,11 @@ type Spec struct {
 	// (tunnels): the filter is compiled for packets that begin with the IP header, at all of
 	// them.
 	Bare bool
+	// Offloaded names devices by which established flows pass prerouting unseen (Offloaded,
+	// the function): the IP packets that come in by them are taken at ingress, before they
+	// are led away, and left out at prerouting, so that each is there once. The filter is the
+	// same at both. For captures at prerouting without Interfaces.
+	Offloaded []string
 	// Once leaves out what another hook of the default pair, prerouting and output, sees
 	// or saw: at prerouting packets over lo, looped-back copies of multicast and
 	// broadcast sent from here, and the second pass of packets that come out of IPsec or

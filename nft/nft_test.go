@@ -111,6 +111,9 @@ func specs(t testing.TB) map[string]Spec {
 		"both families": with(func(s *Spec) {
 			s.Hooks, s.Interfaces, s.Rate = []string{"egress", "output"}, []string{"lo"}, 1000
 		}),
+		"behind a flowtable": with(func(s *Spec) {
+			s.Offloaded, s.Rate, s.Filter = []string{"lo"}, 1000, parse(t, "host 192.0.2.7 or icmp")
+		}),
 		"excluded flows": with(func(s *Spec) {
 			s.Exclude = []filter.Flow{
 				{Source: addr("198.51.100.7"), SourcePort: 50022, Destination: addr("192.0.2.1"), DestinationPort: 22},

@@ -17,7 +17,7 @@ const (
 )
 
 // check finds what cannot be made into rules, before anything is touched. It gives the
-// Spec with its name made fit for comments.
+// Spec with its name made fit for comments, and with all its hooks.
 func (s Spec) check() (Spec, error) {
 	wrong := func(format string, args ...any) (Spec, error) {
 		return s, fmt.Errorf("nft: capture %.8s: "+format, append([]any{s.ID}, args...)...)
@@ -32,6 +32,14 @@ func (s Spec) check() (Spec, error) {
 	if len(s.Prefix) > maxPrefix || strings.ContainsFunc(s.Prefix, unfit) || strings.Contains(s.Prefix, "$") {
 		return wrong("the log prefix %q is longer than %d bytes or has more than plain printable characters without $", s.Prefix, maxPrefix)
 	}
+	if len(s.Offloaded) > 0 {
+		if len(s.Interfaces) > 0 || !slices.Contains(s.Hooks, "prerouting") {
+			return wrong("offloaded interfaces are for captures at prerouting of all interfaces")
+		}
+		if !slices.Contains(s.Hooks, "ingress") {
+			s.Hooks = append(slices.Clone(s.Hooks), "ingress")
+		}
+	}
 	for _, h := range s.Hooks {
 		atNetdev := slices.Contains(netdevHooks, h)
 		groups := s.Stamped
@@ -41,7 +49,7 @@ func (s Spec) check() (Spec, error) {
 		switch {
 		case !atNetdev && !slices.Contains(inetHooks, h):
 			return wrong("no hook is called %q: there are %s", h, strings.Join(append(slices.Clone(inetHooks), netdevHooks...), ", "))
-		case atNetdev && len(s.Interfaces) == 0:
+		case atNetdev && len(s.devices()) == 0:
 			return wrong("hook %s needs interfaces", h)
 		case len(groups) == 0 || len(groups) > maxGroups:
 			return wrong("hook %s has %d NFLOG groups: 1 to %d are possible", h, len(groups), maxGroups)
@@ -50,7 +58,7 @@ func (s Spec) check() (Spec, error) {
 	if s.CPUs < 0 || s.CPUs > maxCPUs {
 		return wrong("%d CPUs: 0 to %d are possible", s.CPUs, maxCPUs)
 	}
-	for _, name := range s.Interfaces {
+	for _, name := range slices.Concat(s.Interfaces, s.Offloaded) {
 		stem := strings.TrimSuffix(name, "*")
 		if name == "" || len(stem) > maxIfName || strings.ContainsFunc(stem, unfit) || strings.ContainsAny(stem, "*/: ") {
 			return wrong("%q is no interface name: 1 to %d characters, without /, : and space, with a * at the end for any rest", name, maxIfName)

@@ -243,7 +243,7 @@ func (t *Table) Close() error {
 		errs = append(errs, t.links.close())
 	}
 	if t.looker != nil {
-		errs = append(errs, t.looker.conn.Close())
+		errs = append(errs, t.looker.close())
 	}
 	if t.watching != nil {
 		<-t.watching

@@ -28,7 +28,7 @@ func ruleset(s Spec, l lacks, now present) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tables, err := layout(s, s.Interfaces, l)
+	tables, err := layout(s, s.devices(), l)
 	if err != nil {
 		return "", fmt.Errorf("nft: capture %s: %w", s.ID[:8], err)
 	}

@@ -177,7 +177,7 @@ func (t *Table) followOne(name string) error {
 	o.bases = slices.Clone(o.bases)
 	low := &lowerer{conn: t.conn, table: o.table, fam: netdev, sets: map[string]*nftables.Set{}}
 	for _, c := range t.captures {
-		if c.unhooked || !slices.ContainsFunc(c.spec.Interfaces, func(pattern string) bool { return covers(pattern, name) }) {
+		if c.unhooked || !slices.ContainsFunc(c.spec.devices(), func(pattern string) bool { return covers(pattern, name) }) {
 			continue
 		}
 		for i := range c.parts {

@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"capd/ctl/wire"
 	"capd/testbed"
@@ -87,5 +91,72 @@ func TestInterfaceIsRenamed(t *testing.T) {
 	names = slices.DeleteFunc(names, func(word string) bool { return word != "vb" && word != "wan0" }) // tshark's warning of root
 	if got := strings.Join(slices.Compact(names), " "); len(names) != 15 || got != "vb wan0 vb" {
 		t.Errorf("interfaces of %d packets in the file: %s", len(names), got)
+	}
+}
+
+// Where a pattern stands for interfaces of both kinds, with Ethernet headers and without,
+// a capture with a filter says what that means for it.
+func TestInterfacesOfBothKinds(t *testing.T) {
+	p := testbed.NewPair(t)
+	tun := -1
+	testbed.In(t, p.B, func() (err error) {
+		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		ifr, err := unix.NewIfreq("vtun")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
+	})
+	defer unix.Close(tun)
+	d := testbed.StartDaemon(t, p.B, "")
+	for _, c := range []struct {
+		args   []string
+		warned bool
+	}{
+		{[]string{"-i", "v*", "udp port 4242"}, true},
+		{[]string{"-i", "v*"}, false},
+		{[]string{"-i", "vb", "udp port 4242"}, false},
+		{[]string{"-i", "vtun", "udp port 4242"}, false},
+		{[]string{"udp port 4242"}, false},
+	} {
+		r := d.Capctl(append([]string{"start"}, c.args...)...)
+		if r.Code != 0 || strings.Contains(r.Stderr, "packets of vtun have no Ethernet header, those of vb have") != c.warned || strings.Contains(r.Stderr, "warning") != c.warned {
+			t.Errorf("start %q: %+v", c.args, r)
+		}
+	}
+	// What the warning says: with the tunnel there, what stands behind a tag is found too.
+	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x5e, 0, 0x53, 1, 0x81, 0, 0, 5, 8, 0},
+		0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0x66, 0xbc, 10, 9, 0, 1, 10, 9, 0, 2, 0, 80, 16, 146, 0, 9, 0, 0, 'x')
+	testbed.In(t, p.A, func() error {
+		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(socket)
+		va, err := net.InterfaceByName("va")
+		if err != nil {
+			return err
+		}
+		return unix.Sendto(socket, frame, 0, &unix.SockaddrLinklayer{Ifindex: va.Index})
+	})
+	var list []wire.Capture
+	if err := json.Unmarshal([]byte(d.Must("--json", "list")), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if c.Filter == "" {
+			continue // it has ARP and the like
+		}
+		want := uint64(0)
+		if slices.Contains(c.Interfaces, "v*") {
+			want = 1
+		}
+		d.Must("stop", c.ID)
+		if got := d.Show(c.ID).Packets.Captured; got != want {
+			t.Errorf("-i %v %q: %d packets, want %d", c.Interfaces, c.Filter, got, want)
+		}
 	}
 }

@@ -114,6 +114,41 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// AsksLength tells whether the filter asks for the packet's length, which Ethernet padding
+// adds to where it is still there.
+func (f *Filter) AsksLength() bool {
+	c, err := f.meaning(LinkRaw)
+	return err == nil && asksLength(c)
+}
+
+func asksLength(c cond) bool {
+	switch c := c.(type) {
+	case condNot:
+		return asksLength(c.x)
+	case condHint:
+		return asksLength(c.x)
+	case condAnd:
+		return slices.ContainsFunc(c, asksLength)
+	case condOr:
+		return slices.ContainsFunc(c, asksLength)
+	case *condTest:
+		return countsLength(c.left) || countsLength(c.right)
+	}
+	return false
+}
+
+func countsLength(v value) bool {
+	switch v := v.(type) {
+	case length:
+		return true
+	case load:
+		return v.index != nil && countsLength(v.index)
+	case *binary32:
+		return countsLength(v.x) || countsLength(v.y)
+	}
+	return false
+}
+
 // NamesHosts tells whether the filter asks for addresses of the IP header.
 func (f *Filter) NamesHosts() bool { return namesHosts(f.Tree()) }
 
