@@ -84,24 +84,30 @@ func (l *looker) hazards(s Spec) ([]Hazard, error) {
 			out = append(out, h)
 		}
 	}
-	if !halfBlind(s) {
+	named, byFlow := s.Filter.NamesHosts(), s.Sample > 1 && s.SampleFlow
+	if !named && !byFlow || seesBothSides(s) {
 		return out, err
 	}
 	where, natErr := l.translations()
 	if len(where) > 0 {
-		out = append(out, Hazard{HazardNAT, fmt.Sprintf("addresses are translated here (%s), and the filter names some: of a translated flow the hooks %s "+
-			"see one direction with other addresses than the filter's; --hook prerouting,postrouting sees both sides of the translation",
-			strings.Join(where, ", "), strings.Join(s.Hooks, ", "))})
+		translated := fmt.Sprintf("addresses are translated here (%s), and ", strings.Join(where, ", "))
+		at := "the hooks " + strings.Join(s.Hooks, ", ")
+		const mend = "; --hook prerouting,postrouting sees both sides of the translation"
+		if named {
+			out = append(out, Hazard{HazardNAT, translated + "the filter names some: of a translated flow " + at + " see one direction with other addresses than the filter's" + mend})
+		}
+		if byFlow {
+			out = append(out, Hazard{HazardNAT, translated + "the sample is by flow: to " + at + " the two directions of a translated flow are two flows, of which one may be in the sample and the other not" + mend})
+		}
 	}
 	return out, errors.Join(err, natErr)
 }
 
-// halfBlind tells whether translated addresses would make a capture miss one direction.
-// Ingress and egress show what is on the wire, with prerouting and postrouting together
-// every packet comes by once with either address.
-func halfBlind(s Spec) bool {
-	return s.Filter.NamesHosts() && !Framed(s.Hooks) &&
-		!(slices.Contains(s.Hooks, "prerouting") && slices.Contains(s.Hooks, "postrouting"))
+// seesBothSides tells whether a capture sees both directions of a flow with the same
+// addresses, also where they are translated. Ingress and egress show what is on the wire,
+// with prerouting and postrouting together every packet comes by once with either address.
+func seesBothSides(s Spec) bool {
+	return Framed(s.Hooks) || slices.Contains(s.Hooks, "prerouting") && slices.Contains(s.Hooks, "postrouting")
 }
 
 var familyNames = map[uint8]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6",

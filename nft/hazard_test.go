@@ -90,6 +90,9 @@ func TestHazardNAT(t *testing.T) {
 				text  string
 				warns bool
 			}{
+				{"prerouting,output", "by flow", true},
+				{"prerouting,postrouting", "by flow", false},
+				{"ingress,egress", "by flow", false},
 				{"prerouting,output", "host 10.1.0.2", true},
 				{"prerouting", "tcp or not (udp and net 10.0.0.0/8)", true},
 				{"prerouting,postrouting", "host 10.1.0.2", false},
@@ -97,7 +100,12 @@ func TestHazardNAT(t *testing.T) {
 				{"prerouting,output", "tcp port 80", false},
 			} {
 				s := defaultSpec("0f8c1234")
-				s.Hooks, s.Interfaces, s.Filter = strings.Split(c.hooks, ","), []string{"lo"}, parse(t, c.text)
+				s.Hooks, s.Interfaces = strings.Split(c.hooks, ","), []string{"lo"}
+				if s.SampleFlow = c.text == "by flow"; s.SampleFlow {
+					s.Sample = 4
+				} else {
+					s.Filter = parse(t, c.text)
+				}
 				found, err := table.Hazards(s)
 				if err != nil {
 					t.Fatal(err)
