@@ -1,10 +1,13 @@
 package nft
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -19,6 +22,12 @@ import (
 func TestGateFollowsTheBox(t *testing.T) {
 	pair := testbed.NewPair(t)
 	table := openIn(t, pair.B)
+	// News of real interfaces, of which none is a VRF, would come in between.
+	must(t, table.links.events.SetReadDeadline(time.Unix(1, 0)))
+	<-table.watching
+	if err := table.Missed(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the news end with %v", err)
+	}
 	early, late := defaultSpec("00000001"), defaultSpec("00000002")
 	for _, s := range []*Spec{&early, &late} {
 		s.Filter, s.Rate = v1(t, filter.V1{DestinationPort: 4242}), 1_000_000
