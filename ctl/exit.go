@@ -21,7 +21,7 @@ const (
 	exitNotFound    = 5 // no such capture or destination
 	exitLimit       = 6 // a limit of this box refuses it
 	exitDelivery    = 7 // the destination check, or with --wait the capture or its delivery, failed
-	exitLoss        = 8 // with --wait: delivered, but packets were lost
+	exitLoss        = 8 // with --wait: delivered, but packets were lost, or what was lost is not known
 )
 
 // exits is the one place where capd's error codes become exit codes. The hint is used

@@ -80,8 +80,8 @@ func (a *app) printList(captures []wire.Capture, hosts []string) error {
 		if c.Started != nil {
 			begun = *c.Started
 		}
-		lost := cell{text: count(c.Packets.Lost)}
-		if c.Packets.Lost > 0 {
+		lost := cell{text: knownLoss(c)}
+		if c.Packets.Lost > 0 || lossUnknown(c) {
 			lost.style = red
 		}
 		row := []cell{

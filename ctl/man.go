@@ -179,7 +179,7 @@ var exitTexts = []struct {
 	{exitNotFound, "no such capture or destination"},
 	{exitLimit, "a limit of this box refuses it"},
 	{exitDelivery, "the destination check failed, or with --wait the capture or its delivery"},
-	{exitLoss, "with --wait: delivered, but packets were lost"},
+	{exitLoss, "with --wait: delivered, but packets were lost, or after a kill of capd it is not known"},
 }
 
 func manExits(p *roff.Page) {

@@ -255,7 +255,7 @@ func printCounts(w sheet, c wire.Capture) {
 	} else if stopped || finished(c) {
 		w.row("seen", "not known: the kernel's counters are gone")
 	}
-	parts := fmt.Sprintf("captured %s + lost %s + discarded %s", count(p.Captured), count(p.Lost), count(p.Discarded))
+	parts := fmt.Sprintf("captured %s + lost %s + discarded %s", count(p.Captured), knownLoss(c), count(p.Discarded))
 	switch {
 	case p.Matched == nil:
 		w.row("matched", "not known: "+parts)
@@ -269,6 +269,9 @@ func printCounts(w sheet, c wire.Capture) {
 	}
 	lost := "0"
 	st := plain
+	if lossUnknown(c) {
+		lost, st = "not known", red
+	}
 	if p.Lost > 0 {
 		st = red
 		lost = fmt.Sprintf("%s = gaps in the numbering %s + at the tail %s", count(p.Lost), count(p.LostBy.Sequence), count(p.LostBy.Tail))
@@ -281,10 +284,18 @@ func printCounts(w sheet, c wire.Capture) {
 		if p.LostBy.Spool > 0 {
 			lost += " + no room in the spool " + count(p.LostBy.Spool)
 		}
-		lost += fmt.Sprintf(" (%.2g%%)", 100*float64(p.Lost)/float64(told))
+		if lossUnknown(c) {
+			lost += ", as far as it is known"
+		} else {
+			lost += fmt.Sprintf(" (%.2g%%)", 100*float64(p.Lost)/float64(told))
+		}
 	}
 	w.styled(st, "lost", lost)
-	w.row("bytes", fmt.Sprintf("packets %s, files %s, delivered %s", size(c.Bytes.Captured), size(c.Bytes.Written), size(c.Bytes.Delivered)))
+	packets := size(c.Bytes.Captured)
+	if c.Bytes.Captured == 0 && p.Captured > 0 {
+		packets = "not known" // after a kill
+	}
+	w.row("bytes", fmt.Sprintf("packets %s, files %s, delivered %s", packets, size(c.Bytes.Written), size(c.Bytes.Delivered)))
 }
 
 func (a *app) printFile(w sheet, f wire.File) {

@@ -44,7 +44,7 @@ the capture.
 With --wait capctl stays until the files are delivered, and shows how far they are.
 Ctrl-C then stops the capture and waits for the delivery; a second Ctrl-C leaves capd
 to it. The exit code is 7 where the capture or the delivery failed, and 8 where all is
-delivered but packets were lost.`,
+delivered but packets were lost, or a kill of capd left it unknown how many.`,
 		Example: `  capctl start udp port 5060
   capctl start -d soc -t 10m -n voip-drops 'udp port 5060 and host 192.0.2.7'
   capctl start -i eth0 -c 1000 -s 128 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0'

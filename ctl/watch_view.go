@@ -209,8 +209,8 @@ func (w *watcher) table(s screen, height int, current *watched, index int, now t
 	}
 	var cells [][]cell
 	for _, c := range shown {
-		lost := cell{text: count(c.Packets.Lost)}
-		if c.Packets.Lost > 0 {
+		lost := cell{text: knownLoss(c.Capture)}
+		if c.Packets.Lost > 0 || lossUnknown(c.Capture) {
 			lost.style = red
 		}
 		row := []cell{

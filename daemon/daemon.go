@@ -149,7 +149,9 @@ func (d *Daemon) admit(name string) (release func(), err error) {
 		}
 	}
 	if d.names[name] {
-		return nil, nameTaken(name)
+		e := nameTaken(name)
+		e.Message, e.Hint = fmt.Sprintf("a capture named %q is just being started", name), "choose another name, or try again when its destination has been checked"
+		return nil, e
 	}
 	if limit := d.config().Limits.MaxCaptures; active >= limit {
 		return nil, &wire.Error{Status: http.StatusTooManyRequests, Code: wire.CodeLimit,
@@ -171,7 +173,7 @@ func shuttingDown() error {
 	return &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeStopping, Message: "capd is shutting down", Hint: "try again in a moment"}
 }
 
-func nameTaken(name string) error {
+func nameTaken(name string) *wire.Error {
 	return &wire.Error{Status: http.StatusConflict, Code: wire.CodeNameTaken, Field: "name",
 		Message: fmt.Sprintf("a capture named %q is not finished yet", name), Hint: "choose another name, or stop that one"}
 }
