@@ -251,7 +251,7 @@ func (c *capture) supervise(r *running) {
 	rec.Packets.Captured -= lost
 	rec.Packets.Lost += lost
 	rec.Packets.LostBy.Write = lost
-	rec.Bytes.Captured, rec.Bytes.Written = r.engine.live.bytes.Load(), 0
+	rec.Bytes.Written = 0 // segmentFinished has summed up Captured
 	for f := range filesHere(rec) {
 		rec.Bytes.Written += f.Bytes
 	}
@@ -261,7 +261,7 @@ func (c *capture) supervise(r *running) {
 	rec.Stopped, rec.StopReason = stopped, why.reason
 	c.d.meter.halted(why.reason) // with the record, so that the two never disagree
 	if rec.Stream {
-		rec.Bytes.Written = r.engine.live.written.Load()
+		rec.Bytes.Captured, rec.Bytes.Written = r.engine.live.bytes.Load(), r.engine.live.written.Load()
 	}
 	for _, w := range warnings {
 		c.warnLocked(w)
@@ -319,6 +319,7 @@ func (c *capture) segmentFinished(s spool.Segment) {
 		return // the start failed, and takes the file back
 	}
 	c.record.Capture.Packets.LostBy.Write += s.LostPackets
+	c.record.Capture.Bytes.Captured += uint64(s.Captured)
 	if s.Bytes > 0 {
 		c.closed = ptr(wireFile(s))
 	}

@@ -195,7 +195,7 @@ func (e *engine) keep(p *ring.Packet) verdict {
 	}
 	e.easy -= int64(size)
 	n := e.enc.encode(e.out.Reserve(size))
-	e.out.CommitPacket(p.Time)
+	e.out.CommitPacket(p.Time, n)
 	e.count.captured++
 	e.count.bytes += uint64(n)
 	if len(e.tapped) > 0 {

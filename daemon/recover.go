@@ -77,9 +77,10 @@ func (c *capture) interrupted() {
 		f := wireFile(segment)
 		f.Interrupted = true
 		rec.Files = append(rec.Files, f)
+		rec.Bytes.Captured += uint64(segment.Captured)
 	}
 	rec.Packets = wire.Packets{}
-	rec.Bytes = wire.Bytes{Delivered: rec.Bytes.Delivered}
+	rec.Bytes.Written = 0
 	for f := range filesHere(rec) {
 		rec.Packets.Captured += f.Packets
 		rec.Bytes.Written += f.Bytes

@@ -17,7 +17,7 @@ func repairer(format string) spool.RepairFunc {
 	}
 	return func(f *os.File, size int64) (spool.Repaired, error) {
 		r, err := repair(f, size)
-		out := spool.Repaired{Bytes: r.Bytes, Packets: r.Packets}
+		out := spool.Repaired{Bytes: r.Bytes, Packets: r.Packets, Captured: r.Captured}
 		if r.Packets > 0 {
 			out.First, out.Last = time.Unix(0, r.First), time.Unix(0, r.Last)
 		}

@@ -440,7 +440,15 @@ func TestKilledCaptureIsRepaired(t *testing.T) {
 	}
 	path := files(t, d, id)[0]
 	judgeFile(t, path, c.Packets.Captured)
-	testbed.WantPackets(t, testbed.TsharkPackets(t, path, ""), sent, 1)
+	packets := testbed.TsharkPackets(t, path, "")
+	testbed.WantPackets(t, packets, sent, 1)
+	captured := uint64(0)
+	for _, p := range packets {
+		captured += uint64(p.Captured)
+	}
+	if c.Bytes.Captured != captured || c.Bytes.Written != c.Files[0].Bytes {
+		t.Errorf("%d bytes of packets are in the file: %+v", captured, c.Bytes)
+	}
 }
 
 // A refused start leaves no rule, no group, no file and no record.

@@ -99,7 +99,7 @@ func (s *segment) close(length int64, repair RepairFunc) Segment {
 		out.First, out.Last = time.Unix(0, s.firstNS), time.Unix(0, s.lastNS)
 	}
 	if s.file == nil {
-		out.Bytes, out.LostPackets, out.Packets = 0, out.Packets, 0
+		out.Bytes, out.LostPackets, out.Packets, out.Captured = 0, out.Packets, 0, 0
 		return out
 	}
 	defer s.file.Close()
@@ -107,7 +107,7 @@ func (s *segment) close(length int64, repair RepairFunc) Segment {
 		// What an encoding was cut in cannot be repaired here. It ends where it ends.
 		s.pageCache()
 		out.Bytes, out.PlainBytes, out.PlainSHA256 = s.sink.offset, 0, ""
-		out.LostPackets, out.Packets = out.Packets, 0
+		out.LostPackets, out.Packets, out.Captured = out.Packets, 0, 0
 	} else if s.err != nil {
 		s.pageCache()
 		found, err := repair(s.file, s.onDisk)
@@ -115,7 +115,7 @@ func (s *segment) close(length int64, repair RepairFunc) Segment {
 			found = Repaired{}
 		}
 		out.Bytes, out.LostPackets = found.Bytes, out.Packets-min(out.Packets, found.Packets)
-		out.Packets, out.First, out.Last = found.Packets, found.First, found.Last
+		out.Packets, out.Captured, out.First, out.Last = found.Packets, found.Captured, found.First, found.Last
 	}
 	if err := s.file.Truncate(out.Bytes); err != nil && out.Err == nil {
 		out.Err = fmt.Errorf("cut segment %s to its length: %w", s.Name, err)

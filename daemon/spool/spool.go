@@ -448,7 +448,7 @@ func (s *Spool) Recover(id, name string, repair RepairFunc) (Segment, error) {
 	if err := f.Sync(); err != nil {
 		return Segment{}, fmt.Errorf("recover segment: %w", err)
 	}
-	return Segment{Name: name, Bytes: found.Bytes, Packets: found.Packets, First: found.First, Last: found.Last}, nil
+	return Segment{Name: name, Bytes: found.Bytes, Packets: found.Packets, Captured: found.Captured, First: found.First, Last: found.Last}, nil
 }
 
 // writeWhole replaces a file: temporary name, sync, rename, sync of the folder.

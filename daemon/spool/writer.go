@@ -36,6 +36,7 @@ type Segment struct {
 	Hurried     int64     // plain bytes that came after Encoder.Hurry
 	PlainSHA256 string    // of the plain bytes, hexadecimal, where they were encoded; else ""
 	Packets     uint64    // packets in it
+	Captured    int64     // their bytes, without what the format adds
 	First, Last time.Time // earliest and latest timestamp; zero without packets
 	Opened      time.Time // when its first byte was written
 	LostPackets uint64    // packets that were committed but are not in the file, because writing failed
@@ -97,6 +98,7 @@ type RepairFunc func(f *os.File, size int64) (Repaired, error)
 type Repaired struct {
 	Bytes       int64
 	Packets     uint64
+	Captured    int64 // bytes of those packets
 	First, Last time.Time
 }
 
@@ -288,14 +290,15 @@ func (w *Writer) CommitN(n int) {
 	w.Commit()
 }
 
-// CommitPacket is Commit for a record that holds one packet with the given timestamp in
-// nanoseconds since the epoch.
-func (w *Writer) CommitPacket(ns int64) {
+// CommitPacket is Commit for a record that holds n bytes of one packet with the given
+// timestamp in nanoseconds since the epoch.
+func (w *Writer) CommitPacket(ns int64, n int) {
 	s := w.seg
 	if s.Packets == 0 {
 		s.firstNS, s.lastNS = ns, ns
 	}
 	s.Packets++
+	s.Captured += int64(n)
 	s.firstNS, s.lastNS = min(s.firstNS, ns), max(s.lastNS, ns)
 	if end := w.fill + w.reserved; end < len(w.block) { // nearly always
 		w.fill, w.dirty = end, true

@@ -119,7 +119,7 @@ func TestSegmentsHoldEveryRecord(t *testing.T) {
 					size = 70000 + rnd.IntN(150000) // larger than a block
 				}
 				appendRecord(w.Reserve(size)[:0], i, size)
-				w.CommitPacket(int64(i) + 1)
+				w.CommitPacket(int64(i)+1, size)
 				perSegment[len(perSegment)-1]++
 				written += int64(size)
 				if rnd.IntN(100) == 0 {
@@ -142,7 +142,7 @@ func TestSegmentsHoldEveryRecord(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if int64(len(data)) != s.Bytes || s.Packets != perSegment[i] || s.Err != nil {
+				if int64(len(data)) != s.Bytes || s.Packets != perSegment[i] || s.Captured != s.Bytes || s.Err != nil {
 					t.Errorf("segment %+v: file has %d bytes, %d packets were committed", s, len(data), perSegment[i])
 				}
 				if s.First.UnixNano() != int64(next)+1 {
@@ -173,7 +173,7 @@ func TestFlushedRecordsSurvive(t *testing.T) {
 			w, done := newTestWriter(t, dir, 1<<20)
 			for i := range uint32(1000) {
 				appendRecord(w.Reserve(333)[:0], i, 333)
-				w.CommitPacket(1)
+				w.CommitPacket(1, 333)
 				if i%7 == 0 {
 					w.Flush()
 					for len(w.ops) > 0 {
@@ -224,7 +224,7 @@ func TestFullDiskKeepsWholeRecords(t *testing.T) {
 	w, done := newTestWriter(t, dir, 1<<20)
 	for i := range uint32(5000) {
 		appendRecord(w.Reserve(1000)[:0], i, 1000)
-		w.CommitPacket(int64(i) + 1)
+		w.CommitPacket(int64(i)+1, 1000)
 		if i == 4000 {
 			w.Rotate()
 		}
@@ -257,7 +257,7 @@ func TestCommitAllocatesNothing(t *testing.T) {
 	record := appendRecord(nil, 7, 1440)
 	n := testing.AllocsPerRun(20000, func() {
 		copy(w.Reserve(len(record)), record)
-		w.CommitPacket(1)
+		w.CommitPacket(1, len(record))
 	})
 	if n != 0 {
 		t.Errorf("%v allocations a packet", n)
@@ -283,7 +283,7 @@ func BenchmarkWriter(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				copy(w.Reserve(len(record)), record)
-				w.CommitPacket(1)
+				w.CommitPacket(1, len(record))
 				if w.Size() > 64<<20 {
 					w.Rotate()
 				}

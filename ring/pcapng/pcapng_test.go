@@ -361,7 +361,11 @@ func TestRepair(t *testing.T) {
 				}
 			}
 			got, _ := repair(bytes.NewReader(b), int64(len(b)))
-			if got.First != epoch || got.Last != s.packets[len(s.packets)-1].Time {
+			captured := int64(0)
+			for _, p := range s.packets {
+				captured += int64(len(p.Head) + len(p.Body))
+			}
+			if got.First != epoch || got.Last != s.packets[len(s.packets)-1].Time || got.Captured != captured {
 				t.Errorf("found %+v", got)
 			}
 			if _, err := repair(brokenDisk{}, 100); !errors.Is(err, os.ErrPermission) {

@@ -10,15 +10,17 @@ import (
 type Repaired struct {
 	Bytes       int64  // up to the end of the last whole block or record
 	Packets     uint64 // in those bytes
+	Captured    int64  // bytes of those packets, as captured
 	First, Last int64  // earliest and latest timestamp, nanoseconds since the Unix epoch; 0 without packets
 }
 
-// note counts a packet.
-func (r *Repaired) note(ns int64) {
+// note counts a packet of which n bytes were captured.
+func (r *Repaired) note(ns, n int64) {
 	if r.Packets == 0 {
 		r.First, r.Last = ns, ns
 	}
 	r.Packets++
+	r.Captured += n
 	r.First, r.Last = min(r.First, ns), max(r.Last, ns)
 }
 
@@ -67,7 +69,7 @@ func Repair(f io.ReaderAt, size int64) (Repaired, error) {
 			if length < packetHeader+4 || len(h) < packetHeader || int64(le.Uint32(h[20:])) > length-packetHeader-4 {
 				return out, nil
 			}
-			out.note(int64(uint64(le.Uint32(h[12:]))<<32 | uint64(le.Uint32(h[16:]))))
+			out.note(int64(uint64(le.Uint32(h[12:]))<<32|uint64(le.Uint32(h[16:]))), int64(le.Uint32(h[20:])))
 		}
 		out.Bytes += length
 	}
@@ -100,7 +102,7 @@ func RepairClassic(f io.ReaderAt, size int64) (Repaired, error) {
 		if nanos >= 1e9 || length > snaplen || length > le.Uint32(h[12:]) || end > size {
 			return out, nil
 		}
-		out.note(int64(seconds)*1e9 + int64(nanos))
+		out.note(int64(seconds)*1e9+int64(nanos), int64(length))
 		out.Bytes = end
 	}
 }
