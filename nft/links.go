@@ -71,14 +71,14 @@ func (l *links) next() (news, error) {
 			continue
 		}
 		old, known := l.known[link.index]
-		switch {
-		case m.Header.Type == unix.RTM_NEWLINK:
+		switch m.Header.Type {
+		case unix.RTM_NEWLINK:
 			n.appeared = append(n.appeared, link.name)
 			l.known[link.index] = link
 			if known && old.name != link.name {
 				n.left = append(n.left, departure{old.name, "was renamed to " + link.name, link.name})
 			}
-		case m.Header.Type == unix.RTM_DELLINK:
+		case unix.RTM_DELLINK:
 			n.gone = true
 			delete(l.known, link.index)
 			if !known {
