@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -53,6 +54,26 @@ func newTransport(p deliver.Profile, env deliver.Env, also bool) (*http.Transpor
 	}, nil
 }
 
+// mostAnswer is how much of an answer that is no object is read, in bytes: a server can go
+// on for ever, and minio-go reads to the end.
+const mostAnswer = 1 << 20
+
+// briefly is a transport whose answers end at mostAnswer, but for objects.
+type briefly struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (b briefly) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := b.RoundTripper.RoundTrip(r)
+	if err != nil || r.Method == http.MethodGet && answer.StatusCode < 300 {
+		return answer, err // whoever reads an object knows its size
+	}
+	answer.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(answer.Body, mostAnswer), answer.Body}
+	return answer, nil
+}
+
 // login gives clients that hold the credentials in force.
 type login struct {
 	store *Store
@@ -96,7 +117,7 @@ func (l *login) core(ctx context.Context) (*minio.Core, error) {
 		lookup = minio.BucketLookupDNS
 	}
 	client, err := minio.NewCore(u.Host, &minio.Options{
-		Creds: l.creds, Secure: u.Scheme == "https", Transport: l.store.transport,
+		Creds: l.creds, Secure: u.Scheme == "https", Transport: briefly{l.store.transport},
 		Region: p.Region, BucketLookup: lookup, MaxRetries: 1, // the queue repeats, and knows when not to
 	})
 	if err != nil {

@@ -494,3 +494,34 @@ func TestABucketWithObjectLock(t *testing.T) {
 		t.Error("it could be deleted")
 	}
 }
+
+// A server that answers without end is not listened to for ever.
+func TestAnAnswerWithoutEnd(t *testing.T) {
+	server := testbed.NewS3(t, testbed.S3Options{})
+	p := place(t, server)
+	const far = 1 << 30 // so that a test that fails ends, too
+	said := make(chan int, 1)
+	p.Profile.Endpoint = between(t, server, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut {
+			return false
+		}
+		w.WriteHeader(http.StatusInternalServerError)
+		n, piece := 0, bytes.Repeat([]byte("x"), 64<<10)
+		for n < far {
+			if _, err := w.Write(piece); err != nil {
+				break
+			}
+			n += len(piece)
+		}
+		said <- n
+		return true
+	})
+	o, _ := storetest.Object(p.Prefix+"x/0001.pcapng", 1000)
+	_, err := open(t, p.Profile).Put(t.Context(), o)
+	if failure := storetest.Failed(t, err, deliver.ReasonBusy, deliver.ReasonUnknown); failure.Permanent {
+		t.Errorf("got %+v", failure)
+	}
+	if n := <-said; n > 64<<20 { // what the kernel holds on its way
+		t.Errorf("%d bytes of an answer were taken", n)
+	}
+}
