@@ -83,6 +83,9 @@ const (
 	// it is not woken for every datagram.
 	napLongest  = int64(5 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
+	// napClocked is the longest while Clocked groups hand over batches: a packet's timestamp
+	// is late by its batch's time and by the nap.
+	napClocked = int64(2 * time.Millisecond)
 	// napFrom is the rate in datagrams/s at which sleeping pays.
 	napFrom = 250
 	// napFull is how many datagrams a sleep should gather at most.

@@ -75,16 +75,21 @@ func (r *Reader) busy(now int64) bool {
 	// What comes during a sleep should be worth waking up for, and must not fill the
 	// receive buffers by more than a quarter.
 	const datagram = 68 << 10
-	least := math.MaxInt
+	least, longest := math.MaxInt, napLongest
 	for i := range r.groups {
-		least = min(least, r.groups[i].socket.receiveBuffer)
+		g := &r.groups[i]
+		least = min(least, g.socket.receiveBuffer)
+		if g.Class == Clocked && !g.tuning.prompt {
+			longest = napClocked
+		}
 	}
 	switch {
 	case r.burst > napFull || r.burst*datagram > least/4:
 		r.nap = max(napShortest, r.nap/2)
 	case r.burst < napFull/2 && r.burst*datagram < least/16:
-		r.nap = min(napLongest, r.nap*2)
+		r.nap *= 2
 	}
+	r.nap = min(r.nap, longest)
 	return true
 }
 

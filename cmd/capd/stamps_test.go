@@ -286,6 +286,7 @@ func TestOutputStampsAreWithinTheirBound(t *testing.T) {
 		{"500 a second", ticker{p.B, testbed.B4, testbed.A4, 1000, 1, 2 * time.Millisecond}, time.Millisecond},
 		{"5,000 a second", ticker{p.B, testbed.B4, testbed.A4, 10_000, 1, 200 * time.Microsecond}, 10 * time.Millisecond},
 		{"20,000 a second in bursts", ticker{p.B, testbed.B4, testbed.A4, 40_000, 20, time.Millisecond}, 10 * time.Millisecond},
+		{"60,000 a second in bursts", ticker{p.B, testbed.B4, testbed.A4, 120_000, 60, time.Millisecond}, 10 * time.Millisecond},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := d.Must("start", "-f", tickRequest(t, `"output"`))
