@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,14 +32,15 @@ of FILEs only these are looked at.
 
 The manifest is signed by the key of the box that captured
 (/var/lib/capd/signing_key.pub there). --signers says whose key is trusted: an
-allowed_signers file as ssh-keygen -Y verify takes it, or a public key. Without it the
-key is shown, and who has it remains open.
+allowed_signers file as ssh-keygen -Y verify takes it, or a public key. Without it only
+the bytes are checked, and the signature is marked !: whoever can change the files can
+sign a manifest of their own with a key of their own.
 
 What is inside a sealed file is looked at only with --identity. A file that was sealed
 while its box lost power opens up to its last whole chunk of 64 KiB, which is told.
 
-The exit code is 0 where everything is as the manifest says and signed, and 1 where
-anything is not. ssh-keygen and sha256sum do the same without capctl:
+The exit code is 0 where everything is as the manifest says and the signature fits, by a
+trusted key where --signers is given, and 1 where anything is not. ssh-keygen and sha256sum do the same without capctl:
 
   ssh-keygen -Y verify -f allowed_signers -I edge-1 -n capd-manifest \
       -s manifest.json.sig < manifest.json
@@ -170,6 +172,11 @@ func (f verifiedFile) good() bool {
 
 func (s verifiedSigner) good() bool { return s.Status == signedTrusted || s.Status == signedUnknown }
 
+// signersChecked tells whether a trusted key signed every capture, as --signers asks.
+func (r verified) signersChecked() bool {
+	return !slices.ContainsFunc(r.Captures, func(c verifiedCapture) bool { return c.Signature.Status != signedTrusted })
+}
+
 // complaint says in a line what is not as it should be.
 func (r verified) complaint() string {
 	counts := map[string]uint64{}
@@ -202,15 +209,18 @@ func (r verified) complaint() string {
 func (a *app) printVerified(r verified) error {
 	var b strings.Builder
 	s := a.screenOf(a.stdout)
-	line := func(ok bool, name, text string) {
-		mark, st := s.glyph("✓", "ok  "), green
-		if !ok {
-			mark, st = s.glyph("✗", "FAIL"), red
-		}
+	write := func(mark, name, text string) {
 		if text != "" {
 			text = "  " + oneLine(text)
 		}
-		fmt.Fprintf(&b, "%s %s%s\n", s.paint(st, mark), clean(name), text)
+		fmt.Fprintf(&b, "%s %s%s\n", mark, clean(name), text)
+	}
+	line := func(ok bool, name, text string) {
+		if ok {
+			write(s.paint(green, s.glyph("✓", "ok  ")), name, text)
+		} else {
+			write(s.paint(red, s.glyph("✗", "FAIL")), name, text)
+		}
 	}
 	files, packets := uint64(0), uint64(0)
 	for i, c := range r.Captures {
@@ -238,13 +248,21 @@ func (a *app) printVerified(r verified) error {
 				packets += *f.Packets
 			}
 		}
-		line(c.Signature.good(), filepath.Base(c.Manifest), c.Signature.about())
+		if c.Signature.Status == signedUnknown {
+			write(s.paint(yellow, s.glyph("!", "warn")), filepath.Base(c.Manifest), c.Signature.about())
+		} else {
+			line(c.Signature.good(), filepath.Base(c.Manifest), c.Signature.about())
+		}
 	}
 	for _, path := range r.Extra {
 		line(false, path, "extra: no manifest names it")
 	}
-	if r.OK {
-		fmt.Fprintf(&b, "as delivered: %s, %s counted\n", plural(files, "file", "files"), plural(packets, "packet", "packets"))
+	counted := plural(files, "file", "files") + ", " + plural(packets, "packet", "packets") + " counted"
+	switch {
+	case r.OK && r.signersChecked():
+		fmt.Fprintf(&b, "as delivered: %s\n", counted)
+	case r.OK:
+		fmt.Fprintf(&b, "as the manifest says: %s; who signed it was not checked\n", counted)
 	}
 	_, err := io.WriteString(a.stdout, b.String())
 	return err
@@ -272,7 +290,8 @@ func (s verifiedSigner) about() string {
 	case signedTrusted:
 		return "signed by " + orElse(s.Signer, "a trusted key") + " (" + s.Key + ")"
 	case signedUnknown:
-		return "signed by an unknown key (" + s.Key + "): --signers FILE says whom you trust"
+		return "signed by a key that is not checked (" + s.Key + "), which anybody can make: --signers FILE names the box's, " +
+			"/var/lib/capd/signing_key.pub fetched from the box itself"
 	case signedUntrusted:
 		return "signed by a key that is not among the trusted (" + s.Key + ")"
 	case signedMissing:

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -145,6 +146,11 @@ func TestVerifyDelivered(t *testing.T) {
 			t.Errorf("no %q: %+v", want, out)
 		}
 	}
+	// Without --signers it says that nobody's key was asked for.
+	out = d.Capctl("verify", sftp)
+	if want := "packets counted; who signed it was not checked\n"; out.Code != 0 || !strings.HasSuffix(out.Stdout, want) || strings.Contains(out.Stdout, "as delivered") {
+		t.Errorf("want a last line %q: %+v", want, out)
+	}
 
 	// ssh-keygen and sha256sum, as the documentation shows.
 	manifest := filesBelow(t, sftp)[wire.ManifestName]
@@ -215,6 +221,16 @@ jq -r '.capture.files[] | "\(.sha256)  \(.name)"' manifest.json | sha256sum -c`,
 	}
 	if c := verify(1, sftp).Captures[0]; c.Signature.Status != signedMissing {
 		t.Errorf("%+v", c.Signature)
+	}
+	// Forged and signed anew: only --signers tells.
+	put(t, manifest, bytes.Replace(text, []byte(`"name": "soc"`), []byte(`"name": "sox"`), 1))
+	testbed.Run(t, "ssh-keygen", "-Y", "sign", "-f", other, "-n", wire.SignatureNamespace, manifest)
+	out = d.Capctl("verify", sftp)
+	if out.Code != 0 || !regexp.MustCompile(`(?m)^(!|warn) manifest\.json  .* \(SHA256:.*--signers FILE`).MatchString(out.Stdout) || !strings.HasSuffix(out.Stdout, "not checked\n") {
+		t.Errorf("forged, without --signers: %+v", out)
+	}
+	if c := verify(1, "--signers", public, sftp).Captures[0]; c.Name != "sox" || c.Signature.Status != signedUntrusted {
+		t.Errorf("forged: %+v", c)
 	}
 	put(t, manifest+".sig", signature)
 	put(t, manifest, []byte("{}"))
