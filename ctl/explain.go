@@ -25,9 +25,9 @@ func (a *app) explainCommand() *cobra.Command {
 would install, at which hooks and with which priorities, which part of the filter the
 kernel decides and which capd itself, and what else is done to packets. Nothing is
 installed and nothing captured; neither rights nor capd nor a kernel that could do it are
-needed. The rules are those of a box with capd's default settings; the numbers of the
-NFLOG groups stand for what the kernel will give. With rights it also looks for what in
-the kernel would hide packets from the capture.
+needed. The rules are those of a box with capd's default settings, such as
+limits.max_packet_rate; the numbers of the NFLOG groups stand for what the kernel will
+give. With rights it also looks for what in the kernel would hide packets from the capture.
 
 With -H the capd of that box explains, with its settings and its kernel.
 
@@ -81,7 +81,8 @@ func explain(req wire.StartRequest) (wire.Explain, error) {
 	if err != nil {
 		return wire.Explain{}, filterProblem(err)
 	}
-	out := wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader, Warnings: []wire.Warning{}}
+	out := wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Warnings: []wire.Warning{}}
+	out.Reader = append(e.Reader, fmt.Sprintf("limits.max_packet_rate is taken to be capd's default, %d; capctl -H BOX explain asks that box's capd", defaultRate))
 	// Without rights nothing can be looked for; that is no fault of the request.
 	found, _ := nft.Hazards(spec)
 	for _, h := range found {

@@ -202,7 +202,7 @@ func (s Spec) reader(alone bool) []string {
 		out = append(out, "packets get comments (docs/annotations.md)")
 	}
 	if s.Rate > 0 {
-		out = append(out, fmt.Sprintf("at most %d packets a second are logged, by all running captures together", s.Rate))
+		out = append(out, fmt.Sprintf("at most %d packets a second are logged, by all running captures together (limits.max_packet_rate)", s.Rate))
 	}
 	groups := len(s.Stamped) + len(s.Clocked)
 	return append(out, fmt.Sprintf("%d NFLOG groups are read; their numbers are chosen at the start", groups))

@@ -24,6 +24,31 @@ func parse(t testing.TB, text string) *filter.Filter {
 	return f
 }
 
+// Ports are named as nft names them: by the protocol where it has read that before.
+func TestPortText(t *testing.T) {
+	ns := testbed.NewNS(t)
+	table := openIn(t, ns)
+	for _, text := range []string{"tcp dst port 80 or 443", "udp dst port 53 or 5353", "sctp src port 5 or 6", "port 53 or 5353", "udp port 53", "udp[4:2] > 9 and src port 7"} {
+		s := defaultSpec("0f8c1234")
+		s.Hooks, s.Filter = []string{"prerouting", "output"}, parse(t, text)
+		install(t, table, s)
+		ports := func(rules string) []string { return portTexts.FindAllString(rules, -1) }
+		listed := ports(listRuleset(t, ns))
+		printed, err := Ruleset(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(listed) == 0 || !slices.Equal(listed, ports(printed)) {
+			t.Errorf("%q: nft lists %q, and printed are %q", text, listed, ports(printed))
+		}
+		if err := table.Remove(s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+var portTexts = regexp.MustCompile(`\w+ [sd]port (\{[^}]*\}|\S+)`)
+
 // hosts is an expression with n hosts.
 func hosts(n int) string {
 	var b strings.Builder
@@ -55,9 +80,9 @@ func TestExpressionRules(t *testing.T) {
 			"ip6 daddr 2001:db8::7 goto gate",
 		}},
 		{"tcp dst port 80 or 443 or tcp dst portrange 8000-8999", "prerouting", []string{
-			"ip6 nexthdr tcp th dport { 80, 443, 8000-8999 } goto gate",
+			"ip6 nexthdr tcp tcp dport { 80, 443, 8000-8999 } goto gate",
 			"meta nfproto ipv6 return",
-			"ip protocol tcp ip frag-off & 8191 == 0 th dport { 80, 443, 8000-8999 } goto gate",
+			"ip protocol tcp ip frag-off & 8191 == 0 tcp dport { 80, 443, 8000-8999 } goto gate",
 		}},
 		{"src net 10.0.0.0/8 and not icmp", "prerouting", []string{
 			"ip saddr 10.0.0.0/8 ip protocol != icmp goto gate",

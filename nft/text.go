@@ -12,6 +12,8 @@ import (
 // touches nothing. Chains of ingress and egress stand for each name or pattern in
 // Interfaces as it is.
 // The rules are those of a box without a VRF and while capd has no connection of its own.
+// nft words two things in its own way: bytes that it has a name for (@th,0,8 as icmp type),
+// and a source and a destination port side by side, which it reads as one value (@th,0,32).
 func Ruleset(s Spec) (string, error) { return ruleset(s, lacks{}, present{}) }
 
 // Ruleset is as the function of this name, for this kernel, which may lack something, and
@@ -145,8 +147,16 @@ func (w *writer) chain(c chain) {
 // ruleText is one rule on one line.
 func ruleText(r rule) string {
 	var parts []string
+	ports := "th" // what nft calls the header of the ports, by what it has read before
 	for _, m := range r.matches {
-		parts = append(parts, matchText(m))
+		text := matchText(m)
+		if header, of := strings.CutPrefix(text, "th "); of {
+			text = ports + " " + header
+		}
+		if name, ok := portsOf(m); ok {
+			ports = name
+		}
+		parts = append(parts, text)
 	}
 	if r.own != nil {
 		parts = append(parts, r.own.text)
@@ -176,6 +186,24 @@ func ruleText(r rule) string {
 		parts = append(parts, "goto "+r.target)
 	}
 	return strings.Join(append(parts, fmt.Sprintf("comment \"%s\"", r.comment)), " ")
+}
+
+// portsOf gives the name of the transport protocol that a match leaves as the only one,
+// where that has ports.
+func portsOf(m filter.Match) (string, bool) {
+	switch m.Key {
+	case filter.L4Proto, filter.IPProtocol, filter.IP6NextHdr:
+	default:
+		return "", false
+	}
+	if m.Op != filter.Equal || m.Mask != nil || m.Set != "" || len(m.Values) != 1 || m.Values[0].Hi != nil {
+		return "", false
+	}
+	switch name := protocolText(m.Values[0].Lo); name {
+	case "tcp", "udp", "udplite", "dccp", "sctp":
+		return name, true
+	}
+	return "", false
 }
 
 func logText(l *logging) string {
