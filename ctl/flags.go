@@ -63,12 +63,12 @@ func secondsFlag(to **wire.Seconds) *flagValue {
 	}}
 }
 
-// numberFlag reads a whole number of so many bits.
-func numberFlag[T uint32 | uint64](to **T, bits int) *flagValue {
+// numberFlag reads a whole number of at most most.
+func numberFlag[T uint32 | uint64](to **T, most T) *flagValue {
 	return &flagValue{kind: "N", set: func(s string) error {
-		n, err := strconv.ParseUint(s, 10, bits)
-		if errors.Is(err, strconv.ErrRange) {
-			return fmt.Errorf("%s is too large: at most %d", s, uint64(1)<<(bits-1)*2-1)
+		n, err := strconv.ParseUint(s, 10, 64)
+		if errors.Is(err, strconv.ErrRange) || err == nil && n > uint64(most) {
+			return fmt.Errorf("%s is too large: at most %d", s, most)
 		}
 		if err != nil {
 			return fmt.Errorf("%q is not a whole number of 0 or more", s)

@@ -52,16 +52,16 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 	group = "Which packets (besides EXPRESSION)"
 	flag(listFlag(&g.Interfaces, "IF", checkInterface), "interface", "i", "this interface, in and out; eth* for all that begin so; repeatable")
 	flag(listFlag(&g.Hooks, "H[,H]", func(s string) error { return oneOf(s, hooks) }), "hook", "", "where in the kernel: "+strings.Join(hooks, ", "))
-	flag(numberFlag(&g.Sample, 32), "sample", "", "one in N of them")
+	flag(numberFlag(&g.Sample, wire.MaxSample), "sample", "", "one in N of them")
 	flag(choiceFlag(&g.SampleBy, "WHAT", wire.SampleByPacket, wire.SampleByFlow), "sample-by", "", "packet: any one in N; flow: whole conversations")
 	yes(&r.resolve, "resolve", "replace names of hosts in EXPRESSION by their addresses as of now")
 	flag(choiceFlag(&g.Type, "TYPE", wire.TypeFull, wire.TypeSimple), "type", "", "full: whole packets; simple: the first 160 bytes of one in 100")
 
 	group = "How much"
 	flag(secondsFlag(&g.TimeLimit), "time-limit", "t", "end after that long: 90s, 5m, 1h30m or seconds")
-	flag(numberFlag(&g.PacketLimit, 64), "packet-limit", "c", "end after exactly N packets")
+	flag(numberFlag(&g.PacketLimit, wire.MaxPacketLimit), "packet-limit", "c", "end after exactly N packets")
 	flag(sizeFlag(&g.ByteLimit), "byte-limit", "b", "end before the files are larger: 10mb, 2gb")
-	flag(numberFlag(&g.Snaplen, 32), "snaplen", "s", "keep the first N bytes of each packet; 0: whole")
+	flag(numberFlag(&g.Snaplen, wire.MaxSnaplen), "snaplen", "s", "keep the first N bytes of each packet; 0: whole")
 	yes(&g.HeadersOnly, "headers-only", "keep headers and cut every payload")
 	flag(choiceFlag(&g.OnOverload, "WHAT", wire.OverloadSample, wire.OverloadStop), "on-overload", "", "above the box's packet rate: sample what it allows, or stop")
 
@@ -76,7 +76,7 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 	flag(choiceFlag(&g.LinkType, "TYPE", wire.LinkAuto, wire.LinkEthernet, wire.LinkRaw, wire.LinkSLL2), "link-type", "", "auto, ethernet, raw or sll2")
 	flag(sizeFlag(&g.SegmentSize), "segment-size", "", "begin a new file at that size")
 	flag(secondsFlag(&g.SegmentTime), "segment-time", "", "begin a new file after that long; 0: by size only")
-	flag(numberFlag(&g.Ring, 32), "ring", "", "keep only the newest N files")
+	flag(numberFlag(&g.Ring, wire.MaxRing), "ring", "", "keep only the newest N files")
 	yes(&g.Annotate, "annotate", "mark, connection tracking and socket owner as packet comments")
 
 	group = "All of it"
@@ -261,7 +261,7 @@ func fieldError(name string, err error) error {
 		if kind.Field != "" {
 			field = kind.Field
 		}
-		return usagef("%s: a JSON %s is not what belongs there (%s)", field, kind.Value, wants(kind.Type))
+		return usagef("%s: a JSON %s is not what belongs there (%s)", field, kind.Value, wants(field, kind.Type))
 	}
 	if unknown, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		if inner, unquoteErr := strconv.Unquote(unknown); unquoteErr == nil {
@@ -274,8 +274,19 @@ func fieldError(name string, err error) error {
 	return usagef("%s: %v", name, err)
 }
 
-// wants says in JSON's words what a field of a Go type takes.
-func wants(t reflect.Type) string {
+// wants says in JSON's words what a field takes, of a Go type where it has no range of its
+// own.
+func wants(field string, t reflect.Type) string {
+	switch field {
+	case "snaplen":
+		return fmt.Sprintf("a whole number, 0 or %d to %d", wire.MinSnaplen, wire.MaxSnaplen)
+	case "sample":
+		return fmt.Sprintf("a whole number, 1 to %d", wire.MaxSample)
+	case "packet_limit":
+		return fmt.Sprintf("a whole number, 0 to %d", uint64(wire.MaxPacketLimit))
+	case "ring":
+		return fmt.Sprintf("a whole number, 0 to %d", wire.MaxRing)
+	}
 	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false"
@@ -287,10 +298,6 @@ func wants(t reflect.Type) string {
 		return "an object"
 	case reflect.Uint16:
 		return "a whole number, 0 to 65535"
-	case reflect.Uint32:
-		return "a whole number, 0 to 4294967295"
-	case reflect.Uint64:
-		return "a whole number of 0 or more"
 	}
 	return t.String()
 }

@@ -163,7 +163,7 @@ func decodeValue(raw json.RawMessage, v reflect.Value, path string) *wire.Error 
 			if raw[0] == '"' {
 				return wrong("a number", "write it without quotes")
 			}
-			return wrong("a number that fits", fmt.Sprintf("write a whole number from 0 to %d", most))
+			return wrong("a number that fits", numberHint(path, most))
 		}
 		v.SetUint(n)
 		return nil

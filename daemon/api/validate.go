@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,17 +12,13 @@ import (
 	"capd/nearest"
 )
 
-// Bounds of a request that hold on every box.
+// Bounds of a request that hold on every box, besides those of package wire.
 const (
-	minSnaplen     = 34 // an Ethernet and an IPv4 header
-	maxSnaplen     = 262144
-	maxSample      = 1_000_000_000
 	minByteLimit   = 4096 // a file's own headers must fit
 	minSegmentSize = 64 << 10
 	maxFilter      = 64 << 10 // bytes of text
 	maxInterfaces  = 64
 	maxExclude     = 64
-	maxRing        = 10000
 	maxLabels      = 32
 	maxLabelValue  = 256
 )
@@ -115,15 +112,31 @@ func unquotable(c rune) bool {
 	return c > unicode.MaxASCII || !unicode.IsPrint(c) || strings.ContainsRune(" \"\\", c)
 }
 
+// numberHint says what a field of whole numbers takes; most is what its type holds, which
+// is the range of those that have none of their own.
+func numberHint(field string, most uint64) string {
+	switch field {
+	case "snaplen":
+		return fmt.Sprintf("write 0 for whole packets, or %d to %d", wire.MinSnaplen, wire.MaxSnaplen)
+	case "sample":
+		return fmt.Sprintf("write 1 for every packet, or N for one in N, at most %d", wire.MaxSample)
+	case "packet_limit":
+		return fmt.Sprintf("write 0 for none, or 1 to %d", uint64(wire.MaxPacketLimit))
+	case "ring":
+		return fmt.Sprintf("write 0 to keep all segments, or 1 to %d", wire.MaxRing)
+	}
+	return fmt.Sprintf("write a whole number from 0 to %d", most)
+}
+
 func validateNumbers(r *wire.StartRequest) *wire.Error {
 	out := func(field string, value any, hint string) *wire.Error {
 		return invalid(field, fmt.Sprintf("%s: %v is out of range", field, value), hint)
 	}
-	if n := r.Snaplen; n != nil && *n != 0 && (*n < minSnaplen || *n > maxSnaplen) {
-		return out("snaplen", *n, fmt.Sprintf("write 0 for whole packets, or %d to %d", minSnaplen, maxSnaplen))
+	if n := r.Snaplen; n != nil && *n != 0 && (*n < wire.MinSnaplen || *n > wire.MaxSnaplen) {
+		return out("snaplen", *n, numberHint("snaplen", math.MaxUint32))
 	}
-	if n := r.Sample; n != nil && (*n < 1 || *n > maxSample) {
-		return out("sample", *n, fmt.Sprintf("write 1 for every packet, or N for one in N, at most %d", maxSample))
+	if n := r.Sample; n != nil && (*n < 1 || *n > wire.MaxSample) {
+		return out("sample", *n, numberHint("sample", math.MaxUint32))
 	}
 	if n := r.TimeLimit; n != nil && *n <= 0 {
 		return out("time_limit", *n, "write more than 0 seconds, or leave it out for the box's default")
@@ -131,8 +144,8 @@ func validateNumbers(r *wire.StartRequest) *wire.Error {
 	if n := r.ByteLimit; n != nil && *n < minByteLimit {
 		return out("byte_limit", int64(*n), fmt.Sprintf("at least %d: a file's own headers must fit; or leave it out for the box's default", minByteLimit))
 	}
-	if n := r.PacketLimit; n != nil && *n > 1<<63-1 {
-		return out("packet_limit", *n, fmt.Sprintf("write 0 for none, or 1 to %d", uint64(1<<63-1)))
+	if n := r.PacketLimit; n != nil && *n > wire.MaxPacketLimit {
+		return out("packet_limit", *n, numberHint("packet_limit", math.MaxUint64))
 	}
 	if n := r.SegmentSize; n != nil && *n < minSegmentSize {
 		return out("segment_size", int64(*n), fmt.Sprintf("at least %d, or leave it out for the default", minSegmentSize))
@@ -140,8 +153,8 @@ func validateNumbers(r *wire.StartRequest) *wire.Error {
 	if n := r.SegmentTime; n != nil && *n != 0 && *n < 1e9 {
 		return out("segment_time", *n, "write 0 for none, or at least 1 second")
 	}
-	if n := r.Ring; n != nil && *n > maxRing {
-		return out("ring", *n, fmt.Sprintf("write 0 to keep all segments, or 1 to %d", maxRing))
+	if n := r.Ring; n != nil && *n > wire.MaxRing {
+		return out("ring", *n, numberHint("ring", math.MaxUint32))
 	}
 	return nil
 }
