@@ -147,7 +147,7 @@ func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir s
 			return err
 		}
 	} else {
-		a.note("%s, %s", plural(uint64(len(saved)), "file", "files"), size(total))
+		a.note("%s, %s", plural(uint64(len(saved)), "file", "files"), wire.About(total))
 	}
 	if failed != exitDone {
 		return &exitError{exit: failed}

@@ -31,27 +31,6 @@ func plural(n uint64, one, many string) string {
 	return count(n) + " " + many
 }
 
-// size writes bytes in three digits and powers of 1000, as limits are given: 6.76 MB.
-func size(n uint64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return strconv.FormatUint(n, 10) + " B"
-	}
-	f, unit := float64(n), -1
-	for f >= 999.5 && unit < len(units)-1 {
-		f /= 1000
-		unit++
-	}
-	digits := 2
-	switch {
-	case f >= 99.95:
-		digits = 0
-	case f >= 9.995:
-		digits = 1
-	}
-	return strconv.FormatFloat(f, 'f', digits, 64) + " " + units[unit:unit+1] + "B"
-}
-
 // limitSize writes a limit shortly and exactly: 10 MB, 64 MiB, 4096 B.
 func limitSize(n wire.Size) string {
 	text := n.String()

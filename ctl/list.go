@@ -92,7 +92,7 @@ func (a *app) printList(captures []wire.Capture, hosts []string) error {
 			{text: a.moment(begun.Time)},
 			{text: count(c.Packets.Captured)},
 			lost,
-			{text: size(c.Bytes.Written)},
+			{text: wire.About(c.Bytes.Written)},
 			{text: orElse(c.Destination, "-")},
 			{text: orElse(filterText(c.StartRequest), "-")},
 		}

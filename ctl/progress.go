@@ -154,7 +154,7 @@ func progressParts(c wire.Capture, now time.Time) []string {
 		done, whole := delivered(c)
 		parts := []string{
 			fmt.Sprintf("%d/%s", files, plural(uint64(len(c.Files)), "file", "files")),
-			ratio(size(done), size(whole)),
+			ratio(wire.About(done), wire.About(whole)),
 			lostText(c),
 		}
 		if waiting != "" {
@@ -170,7 +170,7 @@ func progressParts(c wire.Capture, now time.Time) []string {
 	if c.PacketLimit != nil && *c.PacketLimit > 0 {
 		packets += "/" + count(*c.PacketLimit)
 	}
-	bytes := size(c.Bytes.Written)
+	bytes := wire.About(c.Bytes.Written)
 	if c.ByteLimit != nil && *c.ByteLimit > 0 {
 		bytes = ratio(bytes, limitSize(*c.ByteLimit))
 	}

@@ -117,7 +117,7 @@ func (a *app) printCaptureOn(s screen, b *strings.Builder, c wire.Capture) {
 		w.row("none", "yet")
 	}
 	if r := c.Removed; r != nil {
-		w.row("removed", fmt.Sprintf("%s with %s, %s", plural(r.Files, "file", "files"), plural(r.Packets, "packet", "packets"), size(r.Bytes)))
+		w.row("removed", fmt.Sprintf("%s with %s, %s", plural(r.Files, "file", "files"), plural(r.Packets, "packet", "packets"), wire.About(r.Bytes)))
 	}
 	for _, f := range c.Files {
 		a.printFile(w, f)
@@ -237,7 +237,7 @@ func (a *app) printLimits(w sheet, c wire.Capture) {
 		if c.Removed != nil {
 			kept -= min(kept, c.Removed.Bytes) // the limit is for what a ring keeps
 		}
-		limit("bytes", limitSize(*c.ByteLimit), size(kept), percent(float64(kept), float64(*c.ByteLimit)))
+		limit("bytes", limitSize(*c.ByteLimit), wire.About(kept), percent(float64(kept), float64(*c.ByteLimit)))
 	}
 	w.row("on overload", c.OnOverload)
 }
@@ -291,11 +291,11 @@ func printCounts(w sheet, c wire.Capture) {
 		}
 	}
 	w.styled(st, "lost", lost)
-	packets := size(c.Bytes.Captured)
+	packets := wire.About(c.Bytes.Captured)
 	if c.Bytes.Captured == 0 && p.Captured > 0 {
 		packets = "not known" // after a kill
 	}
-	w.row("bytes", fmt.Sprintf("packets %s, files %s, delivered %s", packets, size(c.Bytes.Written), size(c.Bytes.Delivered)))
+	w.row("bytes", fmt.Sprintf("packets %s, files %s, delivered %s", packets, wire.About(c.Bytes.Written), wire.About(c.Bytes.Delivered)))
 }
 
 func (a *app) printFile(w sheet, f wire.File) {
@@ -321,13 +321,13 @@ func (a *app) printFile(w sheet, f wire.File) {
 	if f.Status == wire.FileOpen && f.Bytes == 0 { // its bytes are told when it is closed
 		row("contents", plural(f.Packets, "packet", "packets")+" so far")
 	} else {
-		row("contents", plural(f.Packets, "packet", "packets")+", "+size(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
+		row("contents", plural(f.Packets, "packet", "packets")+", "+wire.About(f.Bytes)+" ("+count(f.Bytes)+" bytes)")
 	}
 	if f.First != nil && f.Last != nil {
 		row("packets", "from "+a.instant(f.First.Time)+" to "+a.instant(f.Last.Time))
 	}
 	if f.Stored > 0 {
-		row("stored", size(f.Stored)+" were not compressed, to keep up")
+		row("stored", wire.About(f.Stored)+" were not compressed, to keep up")
 	}
 	row("sha256", f.SHA256)
 	if f.SHA256Plain != f.SHA256 {

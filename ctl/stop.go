@@ -124,7 +124,7 @@ func written(c wire.Capture) string {
 		files += c.Removed.Files
 		gone = ", of which " + plural(c.Removed.Files, "was let go", "were let go")
 	}
-	return size(c.Bytes.Written) + " in " + plural(files, "file", "files") + gone
+	return wire.About(c.Bytes.Written) + " in " + plural(files, "file", "files") + gone
 }
 
 // retryCommand is capctl retry.

@@ -13,6 +13,7 @@ import (
 
 	"capd/ctl/sshsig"
 	"capd/ctl/unseal"
+	"capd/ctl/wire"
 )
 
 // verifyCommand is capctl verify.
@@ -274,7 +275,7 @@ func (f verifiedFile) about() string {
 		parts = append(parts, f.Status)
 	}
 	if f.Status == fileSame || f.Status == fileCut {
-		parts = append(parts, size(uint64(f.Bytes)))
+		parts = append(parts, wire.About(uint64(f.Bytes)))
 	}
 	if f.Packets != nil {
 		parts = append(parts, plural(*f.Packets, "packet", "packets"))

@@ -302,7 +302,7 @@ func (w *watcher) line(c *watched, now time.Time) string {
 	}
 	parts := progressParts(c.Capture, now)
 	if c.Status == wire.StatusRunning {
-		parts = append([]string{count(uint64(rate(c.packets))) + " packets/s", size(uint64(rate(c.bytes))) + "/s"}, parts...)
+		parts = append([]string{count(uint64(rate(c.packets))) + " packets/s", wire.About(uint64(rate(c.bytes))) + "/s"}, parts...)
 	}
 	return oneLine(w.app.inZone(now).Format("15:04:05") + " " + name + " " + c.Status + ": " + strings.Join(parts, ", "))
 }

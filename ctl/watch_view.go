@@ -125,7 +125,7 @@ func (w *watcher) head(s screen, now time.Time) []string {
 	}
 	parts = append(parts, fmt.Sprintf("%d finished", finishedOnes))
 	if spoolSize > 0 {
-		parts = append(parts, "spool "+ratio(size(spool), size(spoolSize)))
+		parts = append(parts, "spool "+ratio(wire.About(spool), wire.About(spoolSize)))
 	}
 	clock := w.app.inZone(now).Format("15:04:05")
 	text := who + "  " + strings.Join(parts, ", ")
@@ -256,10 +256,10 @@ func perSecond(c *watched, rates []float64, unit string) string {
 		if r := rate(rates); r < 99999.5 {
 			return count(uint64(r + 0.5))
 		}
-		text, _ := strings.CutSuffix(size(uint64(rate(rates))), "B")
+		text, _ := strings.CutSuffix(wire.About(uint64(rate(rates))), "B")
 		return strings.ReplaceAll(text, " ", "") // 1.23M
 	}
-	return size(uint64(rate(rates) + 0.5))
+	return wire.About(uint64(rate(rates) + 0.5))
 }
 
 // leftOf says what is left of the limit that is nearest, or how far the delivery is.
@@ -292,7 +292,7 @@ func leftOf(c wire.Capture, now time.Time) string {
 	}
 	if c.ByteLimit != nil && *c.ByteLimit > 0 {
 		left := uint64(*c.ByteLimit) - min(c.Bytes.Written, uint64(*c.ByteLimit))
-		nearer(float64(left), float64(*c.ByteLimit), size(left))
+		nearer(float64(left), float64(*c.ByteLimit), wire.About(left))
 	}
 	return text
 }
@@ -354,7 +354,7 @@ func (w *watcher) pane(s screen, c *watched, now time.Time) []string {
 		packets, packetLimit = packets+"/"+count(*c.PacketLimit), float64(*c.PacketLimit)
 	}
 	limit("packets", float64(c.Packets.Captured), packetLimit, packets)
-	bytes, byteLimit := size(c.Bytes.Written), 0.0
+	bytes, byteLimit := wire.About(c.Bytes.Written), 0.0
 	if c.ByteLimit != nil && *c.ByteLimit > 0 {
 		bytes, byteLimit = ratio(bytes, limitSize(*c.ByteLimit)), float64(*c.ByteLimit)
 	}
@@ -366,7 +366,7 @@ func (w *watcher) pane(s screen, c *watched, now time.Time) []string {
 		row(plain, "lost", "0")
 	}
 	if c.ring != nil {
-		limit("ring", float64(c.ring.Used), float64(c.ring.Size), ratio(size(uint64(c.ring.Used)), size(uint64(c.ring.Size))))
+		limit("ring", float64(c.ring.Used), float64(c.ring.Size), ratio(wire.About(uint64(c.ring.Used)), wire.About(uint64(c.ring.Size))))
 	} else {
 		row(plain, "status", statusWords(c.Capture))
 	}
@@ -411,9 +411,9 @@ func deliveryText(c wire.Capture, now time.Time) (style, string) {
 		here = max(here, c.Bytes.Written-min(c.Bytes.Written, c.Bytes.Delivered))
 	}
 	if c.Destination == "" {
-		return plain, fmt.Sprintf("%s kept here, %s", plural(uint64(kept), "file", "files"), size(here))
+		return plain, fmt.Sprintf("%s kept here, %s", plural(uint64(kept), "file", "files"), wire.About(here))
 	}
-	text := fmt.Sprintf("to %s: %d of %s there, here %s", c.Destination, there, plural(uint64(len(c.Files)), "file", "files"), size(here))
+	text := fmt.Sprintf("to %s: %d of %s there, here %s", c.Destination, there, plural(uint64(len(c.Files)), "file", "files"), wire.About(here))
 	if waiting != "" {
 		return yellow, text + "; " + waiting
 	}

@@ -74,16 +74,6 @@ func (e *examination) rights() {
 	}
 }
 
-// about writes bytes for people, in three digits: 403 MB.
-func about[N int | int64 | uint64 | wire.Size](bytes N) string {
-	f, unit := float64(bytes), 0
-	units := [...]string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	for ; f >= 999.5 && unit < len(units)-1; unit++ {
-		f /= 1000
-	}
-	return strconv.FormatFloat(f, 'g', 3, 64) + " " + units[unit]
-}
-
 // memory tells whether captures get the memory and the receive buffers that they are
 // configured to have, in bytes.
 func (e *examination) memory(ringSize, receiveBuffer int) {
@@ -95,12 +85,12 @@ func (e *examination) memory(ringSize, receiveBuffer int) {
 		e.find(wire.LevelWarning, "memory", "is /proc mounted?", "the free memory cannot be read: %v", err)
 	case available < need:
 		e.find(wire.LevelError, "memory", "make [ring] size and receive_buffer smaller in capd.toml",
-			"captures may take %s, and %s are available", about(need), about(available))
+			"captures may take %s, and %s are available", wire.About(need), wire.About(available))
 	case available < 2*need:
 		e.find(wire.LevelWarning, "memory", "make [ring] size and receive_buffer smaller in capd.toml",
-			"captures may take %s, more than half of the %s that are available", about(need), about(available))
+			"captures may take %s, more than half of the %s that are available", wire.About(need), wire.About(available))
 	default:
-		e.find(wire.LevelOK, "memory", "", "captures may take %s of the %s that are available", about(need), about(available))
+		e.find(wire.LevelOK, "memory", "", "captures may take %s of the %s that are available", wire.About(need), wire.About(available))
 	}
 	got, err := forcedBuffer(receiveBuffer)
 	switch {
@@ -108,9 +98,9 @@ func (e *examination) memory(ringSize, receiveBuffer int) {
 		e.find(wire.LevelError, "receive_buffer", "RestrictAddressFamilies= of capd's unit must allow AF_NETLINK", "no netfilter socket can be had: %v", err)
 	case got < receiveBuffer:
 		e.find(wire.LevelWarning, "receive_buffer", "sysctl -w net.core.rmem_max="+strconv.Itoa(receiveBuffer),
-			"sockets get %s of the %s that are configured: bursts may be lost", wire.Size(got), wire.Size(receiveBuffer))
+			"sockets get %s of the %s that are configured: bursts may be lost", wire.About(got), wire.About(receiveBuffer))
 	default:
-		e.find(wire.LevelOK, "receive_buffer", "", "sockets get the %s that are configured", wire.Size(receiveBuffer))
+		e.find(wire.LevelOK, "receive_buffer", "", "sockets get the %s that are configured", wire.About(receiveBuffer))
 	}
 }
 
@@ -135,11 +125,11 @@ func (e *examination) disk(s wire.StatusSpool) {
 	left := min(max(0, s.Size-s.Used), max(0, s.Free-s.MinFree))
 	switch {
 	case left == 0:
-		e.find(wire.LevelError, id, hint, "the spool takes nothing more: %s of %s used, %s free on its disk, of which %s stay free", about(s.Used), about(s.Size), about(s.Free), about(s.MinFree))
+		e.find(wire.LevelError, id, hint, "the spool takes nothing more: %s of %s used, %s free on its disk, of which %s stay free", wire.About(s.Used), wire.About(s.Size), wire.About(s.Free), wire.About(s.MinFree))
 	case left < s.Size/5:
-		e.find(wire.LevelWarning, id, hint, "the spool takes %s more: %s of %s used, %s free on its disk, of which %s stay free", about(left), about(s.Used), about(s.Size), about(s.Free), about(s.MinFree))
+		e.find(wire.LevelWarning, id, hint, "the spool takes %s more: %s of %s used, %s free on its disk, of which %s stay free", wire.About(left), wire.About(s.Used), wire.About(s.Size), wire.About(s.Free), wire.About(s.MinFree))
 	default:
-		e.find(wire.LevelOK, id, "", "the spool takes %s more", about(left))
+		e.find(wire.LevelOK, id, "", "the spool takes %s more", wire.About(left))
 	}
 }
 
@@ -189,9 +179,9 @@ func (e *examination) places(st wire.Status) {
 	}
 	if u := st.Undelivered; u.Failed > 0 {
 		e.find(wire.LevelError, "undelivered", "capctl list --all shows whose they are, capctl retry CAPTURE tries again",
-			"%d files (%s) wait for delivery, %d of them are not tried any more", u.Files, about(u.Bytes), u.Failed)
+			"%d files (%s) wait for delivery, %d of them are not tried any more", u.Files, wire.About(u.Bytes), u.Failed)
 	} else if u.Files > 0 {
-		e.find(wire.LevelInfo, "undelivered", "", "%d files (%s) wait for delivery", u.Files, about(u.Bytes))
+		e.find(wire.LevelInfo, "undelivered", "", "%d files (%s) wait for delivery", u.Files, wire.About(u.Bytes))
 	}
 }
 

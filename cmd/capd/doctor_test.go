@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -18,6 +19,9 @@ func level(d wire.Doctor, id string) string {
 	}
 	return ""
 }
+
+// crude finds sizes in full, such as 24012760KiB.
+var crude = regexp.MustCompile(`\b\d{6,}([KMG]iB|[kmg]?b| bytes)?\b`)
 
 func TestDoctor(t *testing.T) {
 	list := destinations(t)
@@ -54,6 +58,11 @@ view_group = "no-such-group"
 		"capabilities": wire.LevelWarning, // a test's capd is root
 		"rate_guard":   wire.LevelWarning, "access.view_group": wire.LevelWarning, "captures": wire.LevelOK, "nflog": wire.LevelOK,
 	})
+	for _, f := range report.Findings {
+		if crude.MatchString(f.Message) {
+			t.Errorf("a size that nobody reads at sight: %s: %s", f.ID, f.Message)
+		}
+	}
 	for _, to := range list {
 		want(report, map[string]string{"destination." + to.name: wire.LevelOK})
 	}

@@ -60,6 +60,29 @@ func (s Size) String() string {
 	return strconv.FormatInt(int64(s), 10) + "b"
 }
 
+// About writes bytes for people, in three digits and powers of 1000: 6.76 MB. Less than 0
+// is written as 0.
+func About[N ~int | ~int64 | ~uint64](bytes N) string {
+	const units = "kMGTPE"
+	n := uint64(max(bytes, 0))
+	if n < 1000 {
+		return strconv.FormatUint(n, 10) + " B"
+	}
+	f, unit := float64(n), -1
+	for f >= 999.5 && unit < len(units)-1 {
+		f /= 1000
+		unit++
+	}
+	digits := 2
+	switch {
+	case f >= 99.95:
+		digits = 0
+	case f >= 9.995:
+		digits = 1
+	}
+	return strconv.FormatFloat(f, 'f', digits, 64) + " " + units[unit:unit+1] + "B"
+}
+
 // UnmarshalText reads what ParseSize reads (TOML strings, flags).
 func (s *Size) UnmarshalText(text []byte) error {
 	v, err := ParseSize(string(text))

@@ -301,7 +301,7 @@ func (r *reader) access(c *Config, raw rawAccess) {
 			return nil
 		}))
 		r.get(g.Interfaces, list(&limits.Interfaces, interfacePattern))
-		r.get(g.MaxSnaplen, integer(&limits.MaxSnaplen, 0, 262144))
+		r.get(g.MaxSnaplen, integer(&limits.MaxSnaplen, 0, wire.MaxSnaplen))
 		if n := limits.MaxSnaplen; n != 0 && n < leastSnaplen {
 			r.fail(g.MaxSnaplen, &mistake{fmt.Sprintf("%d is less than any capture keeps of a packet", n), fmt.Sprintf("write %d or more, or 0 for no bound", leastSnaplen)})
 		}

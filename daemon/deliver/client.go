@@ -120,7 +120,7 @@ func (c *Client) Put(ctx context.Context, p Put, f *os.File) (Result, error) {
 		return Result{}, Fail(ReasonProfile, err, "destination %s: path", p.Destination)
 	}
 	if p.Size < 0 || p.Size > MaxSize {
-		return Result{}, Fail(ReasonTooLarge, nil, "a file of %d bytes is more than one upload takes (%d)", p.Size, int64(MaxSize))
+		return Result{}, Fail(ReasonTooLarge, nil, "a file of %s is more than one upload takes (%s)", wire.About(p.Size), wire.About(int64(MaxSize)))
 	}
 	request := message{Kind: kindPut, Profile: &profile, Put: &putRequest{Path: path, Tag: tagOf(p.Vars.ID), Size: p.Size, SHA256: p.SHA256}}
 	answer, err := c.call(ctx, request, f, p.Sent)

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"capd/ctl/wire"
 )
 
 // ErrFull is why Admit refuses; it is an ENOSPC too.
@@ -28,7 +30,7 @@ const slack = 1 << 20
 func (s *Spool) Admit(n, size, keep int64) error {
 	if used := s.used.Add(n); used > size {
 		s.used.Add(-n)
-		return fmt.Errorf("%w: it holds %d bytes of the %d that limits.spool_size allows", ErrFull, used-n, size)
+		return fmt.Errorf("%w: it holds %s of the %s that limits.spool_size allows", ErrFull, wire.About(used-n), wire.About(size))
 	}
 	if err := s.Reserve(n, keep); err != nil {
 		s.used.Add(-n)
@@ -44,7 +46,7 @@ func (s *Spool) Reserve(n, keep int64) error {
 	waiting := s.waiting.Add(n)
 	_, free, err := s.Space()
 	if err == nil && free-waiting-slack < keep {
-		err = fmt.Errorf("%w: its %s has %d bytes free, %d of them are granted already, and limits.min_free_space keeps %d", ErrFull, s.medium(), free, waiting-n, keep)
+		err = fmt.Errorf("%w: its %s has %s free, %s of them are granted already, and limits.min_free_space keeps %s", ErrFull, s.medium(), wire.About(free), wire.About(waiting-n), wire.About(keep))
 	}
 	if err != nil {
 		s.waiting.Add(-n)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pkg/sftp"
 
+	"capd/ctl/wire"
 	"capd/daemon/deliver"
 )
 
@@ -358,7 +359,7 @@ func (p *putting) classifyStatus(ctx context.Context, err error, status *sftp.St
 	}
 	switch {
 	case full:
-		return deliver.Fail(deliver.ReasonNoSpace, nil, "%s: no room for %d bytes on the server", what, p.o.Size).WithHint("make room there; it is tried again")
+		return deliver.Fail(deliver.ReasonNoSpace, nil, "%s: no room for %s on the server", what, wire.About(p.o.Size)).WithHint("make room there; it is tried again")
 	case status.Code == fxUnsupported:
 		return deliver.Fail(deliver.ReasonUnsupported, nil, "%s: the server cannot do what is needed", what)
 	case status.Code == fxBadMessage, status.Code == fxWriteProtect:
