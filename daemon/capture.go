@@ -58,6 +58,8 @@ type capture struct {
 	refused  refusal        // the engine's
 	giving   atomic.Bool    // a segment under delivery is being given up, to make room
 
+	expiry expiry
+
 	saving  sync.Mutex    // orders writes of the record
 	removed bool          // there is no record any more; under saving
 	halted  chan struct{} // closed when the capture no longer runs and its counts are final

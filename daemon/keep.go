@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"capd/ctl/wire"
@@ -42,41 +44,73 @@ func (d *Daemon) anyRoom() error {
 // the time.
 const settling = time.Hour
 
+// expiry is when a finished capture is forgotten; under its capture's mu.
+type expiry struct {
+	timer     *time.Timer // nil = not finished yet
+	completed wire.Time   // the end that it belongs to: after a retry there is another
+	since     time.Time   // limits.retention counts from here
+	notBefore time.Time
+}
+
 // expireLater forgets a capture that has just finished when limits.retention is over, by
 // the monotonic clock: a wall clock that is set ends nothing early. What is not delivered
 // stays, unless limits.drop_undelivered says otherwise. c.mu is held.
 func (d *Daemon) expireLater(c *capture) {
-	d.expireAfter(c, *c.record.Capture.Completed, time.Now(), d.config().Limits.Retention.Duration())
+	d.expireAt(c, expiry{completed: *c.record.Capture.Completed, since: time.Now()})
 }
 
 // expireKept is expireLater for a capture that was finished under an earlier capd: its
 // age is what the wall clock says, once capd has run for a while.
 func (d *Daemon) expireKept(c *capture) {
-	retention, completed := d.config().Limits.Retention.Duration(), *c.record.Capture.Completed
-	d.expireAfter(c, completed, completed.Time, max(time.Until(completed.Add(retention)), min(retention, settling)))
+	completed := *c.record.Capture.Completed
+	d.expireAt(c, expiry{completed: completed, since: completed.Time, notBefore: time.Now().Add(settling)})
 }
 
-// expireAfter looks after wait, or after a whole retention where that is less (the clock
-// was set back), whether the capture has been complete for so long: since then, which the
-// record calls completed.
-func (d *Daemon) expireAfter(c *capture, completed wire.Time, since time.Time, wait time.Duration) {
-	wait = max(time.Second, min(wait, d.config().Limits.Retention.Duration()))
-	time.AfterFunc(wait, func() {
-		lim := d.config().Limits
-		c.mu.Lock()
-		rec := c.record.Capture
+// expireAt looks when e says, or after a whole retention where that is less (the clock was
+// set back), whether the capture is due. c.mu is held.
+func (d *Daemon) expireAt(c *capture, e expiry) {
+	if c.expiry.timer != nil {
+		c.expiry.timer.Stop()
+	}
+	retention := d.config().Limits.Retention.Duration()
+	wait := max(time.Second, min(retention, max(retention-time.Since(e.since), time.Until(e.notBefore))))
+	e.timer = time.AfterFunc(wait, func() { d.expire(c) })
+	c.expiry = e
+}
+
+// expire forgets the capture if it is still finished, and its retention over.
+func (d *Daemon) expire(c *capture) {
+	lim := d.config().Limits
+	c.mu.Lock()
+	rec, e := c.record.Capture, c.expiry
+	if !finished(rec.Status) || rec.Completed == nil || !rec.Completed.Equal(e.completed.Time) {
 		c.mu.Unlock()
-		if !finished(rec.Status) || rec.Completed == nil || !rec.Completed.Equal(completed.Time) {
-			return // retried meanwhile: expireLater is called again at its end
+		return // retried meanwhile: expireLater is called again at its end
+	}
+	if time.Since(e.since) < lim.Retention.Duration() {
+		d.expireAt(c, e) // the clock was set, or a reload has made it longer
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	if err := d.Remove(context.Background(), c.id, lim.DropUndelivered); err == nil {
+		c.log.Info("capture is forgotten, its retention is over")
+	}
+}
+
+// expireAnew puts a changed limits.retention and limits.drop_undelivered in force for the
+// captures that are finished already.
+func (d *Daemon) expireAnew() {
+	d.mu.Lock()
+	captures := slices.Collect(maps.Values(d.captures))
+	d.mu.Unlock()
+	for _, c := range captures {
+		c.mu.Lock()
+		if c.expiry.timer != nil {
+			d.expireAt(c, c.expiry)
 		}
-		if rest := lim.Retention.Duration() - time.Since(since); rest > 0 {
-			d.expireAfter(c, completed, since, rest) // the clock was set, or a reload has made it longer
-			return
-		}
-		if err := d.Remove(context.Background(), c.id, lim.DropUndelivered); err == nil {
-			c.log.Info("capture is forgotten, its retention is over")
-		}
-	})
+		c.mu.Unlock()
+	}
 }
 
 // mayAllocate grants that a segment of n bytes is allocated before it is filled

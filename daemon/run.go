@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -227,13 +228,33 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	d.cfg.Store(&fixed)
 	o.Level.Set(cfg.Daemon.LogLevel)
 	handler.SetAccess(accessOf(cfg))
-	restart := fixed.Daemon != cfg.Daemon || fixed.Spool != cfg.Spool || fixed.Ring != cfg.Ring || fixed.Limits.MaxCaptures != cfg.Limits.MaxCaptures
+	waiting := needRestart(&fixed, cfg)
 	d.forgetChecks()
 	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
 	d.applyRate()
-	if restart {
-		d.log.Warn("some changes need a restart: [daemon] but log_level, [spool], [ring], limits.max_captures")
+	d.expireAnew()
+	if len(waiting) > 0 {
+		d.log.Warn("changes wait for a restart (systemctl restart capd ends running captures and delivers them)", "in", strings.Join(waiting, ", "))
 	}
+}
+
+// needRestart names what differs between the configuration in force and the file's.
+func needRestart(inForce, file *config.Config) []string {
+	var out []string
+	for _, part := range []struct {
+		name    string
+		differs bool
+	}{
+		{"[daemon]", inForce.Daemon != file.Daemon},
+		{"[spool]", inForce.Spool != file.Spool},
+		{"[ring]", inForce.Ring != file.Ring},
+		{"limits.max_captures", inForce.Limits.MaxCaptures != file.Limits.MaxCaptures},
+	} {
+		if part.differs {
+			out = append(out, part.name)
+		}
+	}
+	return out
 }
 
 // stopAll ends every capture and gives deliveries a while.

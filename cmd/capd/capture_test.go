@@ -515,44 +515,6 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 	}
 }
 
-// SIGHUP takes over what can be taken over; a bad configuration changes nothing.
-func TestReload(t *testing.T) {
-	p := testbed.NewPair(t)
-	d := testbed.StartDaemon(t, p.B, "")
-	id := d.Must("start")
-	reload := func(toml, logged string) {
-		t.Helper()
-		before := strings.Count(d.Log.String(), logged)
-		d.Configure(toml)
-		d.Signal(syscall.SIGHUP)
-		deadline := time.Now().Add(20 * time.Second)
-		for strings.Count(d.Log.String(), logged) == before {
-			if time.Now().After(deadline) {
-				t.Fatalf("the log does not say %q", logged)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-	const good = "[destination.one]\ntype = \"sftp\"\naddress = \"127.0.0.1:22\"\nuser = \"x\"\nprivate_key = \"/k\"\nknown_hosts = \"/h\"\n"
-	reload("[limits]\nmax_time_limit = \"1m\"\nmax_packet_rate = 700\n"+good, "was read again")
-	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
-		t.Errorf("destinations: %s", out)
-	}
-	if r := d.Capctl("start", "-t", "2m"); r.Code != 6 {
-		t.Errorf("beyond the new limit: exit code %d: %s", r.Code, r.Stderr)
-	}
-	if rules := d.Ruleset(); !strings.Contains(rules, "rate over 700/second") || strings.Count(rules, "rate over") != 1 {
-		t.Errorf("the running capture has another rate than the new 700/second:\n%s", rules)
-	}
-	reload("[limits]\nmax_time_limt = \"1h\"\n", "is refused, the old one stays")
-	if out := d.Must("destination", "list"); !strings.Contains(out, "one") {
-		t.Errorf("destinations after a bad configuration: %s", out)
-	}
-	if c := d.Show(id); c.Status != wire.StatusRunning {
-		t.Errorf("a reload ended the capture: %+v", c)
-	}
-}
-
 // The model API's request works word for word, on both paths.
 func TestModelRequest(t *testing.T) {
 	p := testbed.NewPair(t)
