@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -50,8 +51,20 @@ func (d *Dialer) dialDNS(ctx context.Context, network, address string) (net.Conn
 	return plain.DialContext(ctx, network, address)
 }
 
+// Addrs are a host's addresses.
+type Addrs []netip.Addr
+
+// String lists them for people.
+func (a Addrs) String() string {
+	texts := make([]string, len(a))
+	for i, addr := range a {
+		texts[i] = addr.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
 // Resolve gives the addresses of a host that can be reached from the source address.
-func (d *Dialer) Resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+func (d *Dialer) Resolve(ctx context.Context, host string) (Addrs, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeouts.Connect)
 	defer cancel()
 	found := []netip.Addr{}
@@ -60,7 +73,7 @@ func (d *Dialer) Resolve(ctx context.Context, host string) ([]netip.Addr, error)
 	} else if found, err = d.resolver.LookupNetIP(ctx, "ip", host); err != nil {
 		return nil, Fail(ReasonResolve, err, "the name %s has no address", host).WithHint("check the name and this box's DNS (getent hosts %s)", host)
 	}
-	usable := make([]netip.Addr, 0, len(found))
+	usable := make(Addrs, 0, len(found))
 	for _, a := range found {
 		a = a.Unmap()
 		if !d.source.IsValid() || d.source.Is4() == a.Is4() {

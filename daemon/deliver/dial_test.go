@@ -50,6 +50,13 @@ func TestDialerUsesSourceAddressAndDevice(t *testing.T) {
 	}
 }
 
+func TestAddrsForPeople(t *testing.T) {
+	a := Addrs{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}
+	if got := a.String(); got != "192.0.2.7, 2001:db8::7" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestDialerSaysWhatIsWrong(t *testing.T) {
 	address, _ := listen(t)
 	for name, test := range map[string]struct {

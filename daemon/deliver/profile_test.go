@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"capd/testbed"
 )
 
 func sftpProfile() Profile {
@@ -117,6 +119,24 @@ func TestReadSecretRefusesWhatOthersMayRead(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		os.Remove(file)
+	}
+}
+
+func TestReadSecretSaysWhoseTheFileHasToBe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testbed.Lacking(t, "root, to give a file away")
+	}
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("hunter2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(file, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ReadSecret("private_key", file)
+	var failure *Error
+	if want := "chown root: " + file + " && chmod 600 " + file; !errors.As(err, &failure) || failure.Hint != want {
+		t.Errorf("got %+v, want the hint %q", err, want)
 	}
 }
 

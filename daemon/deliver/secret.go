@@ -5,8 +5,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 )
 
 // credentialPrefix begins a value that names one of the service's systemd credentials
@@ -81,7 +84,7 @@ func ReadSecret(what, file string) ([]byte, error) {
 		return nil, Fail(ReasonSecretFile, nil, "%s: there is no file %s", what, path).WithHint("%s", hint)
 	}
 	if err != nil {
-		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it, and nobody else: give the file to its user")
+		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it, and nobody else: %s", giveTo(path))
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -92,7 +95,7 @@ func ReadSecret(what, file string) ([]byte, error) {
 		return nil, Fail(ReasonSecretFile, nil, "%s: %s is not a regular file", what, path)
 	}
 	if mode := info.Mode().Perm(); mode&forbidden(path) != 0 {
-		return nil, Fail(ReasonSecretFile, nil, "%s: others may read or change %s (mode %#o)", what, path, mode).WithHint("chmod 600 %s", path)
+		return nil, Fail(ReasonSecretFile, nil, "%s: others may read or change %s (mode %#o)", what, path, mode).WithHint("%s", giveTo(path))
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
 	if err != nil {
@@ -102,6 +105,22 @@ func ReadSecret(what, file string) ([]byte, error) {
 		return nil, Fail(ReasonSecretFile, nil, "%s: %s has %d bytes, which cannot be right", what, path, len(data))
 	}
 	return data, nil
+}
+
+// giveTo is the command that gives a secret's file to this process's user and to nobody
+// else. Where the user has the file already the mode is all that is wrong.
+func giveTo(path string) string {
+	mode := "chmod 600 " + path
+	if info, err := os.Stat(path); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) == os.Geteuid() {
+			return mode
+		}
+	}
+	name := strconv.Itoa(os.Geteuid())
+	if u, err := user.LookupId(name); err == nil {
+		name = u.Username
+	}
+	return "chown " + name + ": " + path + " && " + mode
 }
 
 // forbidden are the mode bits that a secret must not have. systemd lets a service's user

@@ -134,7 +134,7 @@ func (s *Store) handshake(ctx context.Context, conn net.Conn, auth []ssh.AuthMet
 			return nil, &stepError{deliver.StepAuthenticate, deliver.Classify(ctx, err, "open SFTP on %s", s.p.Address)}
 		}
 		return nil, &stepError{deliver.StepAuthenticate, deliver.Fail(deliver.ReasonUnsupported, nil, "%s offers %s no SFTP", s.p.Address, s.p.User).
-			WithHint("the server's sshd_config needs a line such as: Subsystem sftp internal-sftp")}
+			WithHint("the server's sshd_config needs a line such as: Subsystem sftp internal-sftp; for an account without a shell (nologin): Match User %s, and below it ForceCommand internal-sftp", s.p.User)}
 	}
 	c := &session{conn: conn, stream: stream, ssh: client, wait: client.Wait, sftp: files, server: string(transport.ServerVersion())}
 	c.home, err = files.RealPath(".")

@@ -79,7 +79,7 @@ func TestAServerThatMayOnlyBeRead(t *testing.T) {
 func TestAnAccountWithoutSFTP(t *testing.T) {
 	server := testbed.NewSSHD(t, "ForceCommand /bin/false")
 	last := checked(t, profile(server), deliver.StepAuthenticate)
-	if !strings.Contains(last.Detail, "no SFTP") || !strings.Contains(last.Hint, "Subsystem sftp") {
+	if !strings.Contains(last.Detail, "no SFTP") || !strings.Contains(last.Hint, "Subsystem sftp") || !strings.Contains(last.Hint, "ForceCommand internal-sftp") {
 		t.Errorf("got %+v", last)
 	}
 }
