@@ -320,6 +320,9 @@ const maxFile = 1 << 20
 // readFile reads a file of at most maxFile bytes.
 func readFile(path string) (string, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return "", &Error{File: path, Message: "the user that capd runs as may not read it", Hint: "chmod 644 " + path + ": secrets are in files of their own"}
+	}
 	if err != nil {
 		return "", fmt.Errorf("read configuration: %w", err)
 	}

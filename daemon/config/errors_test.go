@@ -23,7 +23,8 @@ func TestMistakes(t *testing.T) {
 		{"[destination]\nsoc = 'sftp'", `capd.toml:2: destination.soc: this is a table, not a value (write [destination.soc] and its keys below)`},
 		{"[daemon\n", `capd.toml:2: not TOML: expected '.' or ']' to end table name, but got '\n' instead`},
 		{"[daemon]\nhost = 'a'\nhost = 'b'", `capd.toml:3: daemon.host: not TOML: Key 'daemon.host' has already been defined.`},
-		{"[daemon]\nhost = edge", `capd.toml:2: daemon.host: not TOML: expected value but found "edge" instead`},
+		{"[daemon]\nhost = edge", `capd.toml:2: daemon.host: not TOML: expected value but found "edge" instead (text, also a size or a duration, stands in quotes: "7d")`},
+		{"[limits]\nretention = 7d", `capd.toml:2: limits: not TOML: expected a top-level item to end with a newline, comment, or EOF, but got 'd' instead (text, also a size or a duration, stands in quotes: "7d")`},
 
 		// Values.
 		{"[daemon]\nsocket = 'run/capd.sock'", `capd.toml:2: daemon.socket: "run/capd.sock" is not an absolute path (write a path that begins with "/")`},

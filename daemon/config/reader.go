@@ -116,6 +116,9 @@ func (r *reader) decode(raw any) bool {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
 			e.Line, e.Key, e.Message = syntax.Position.Line, syntax.LastKey, "not TOML: "+syntax.Message
+			if strings.HasPrefix(syntax.Message, "expected value") || strings.HasPrefix(syntax.Message, "expected a top-level item to end") {
+				e.Hint = `text, also a size or a duration, stands in quotes: "7d"`
+			}
 		}
 		r.errs = append(r.errs, e)
 		return false
