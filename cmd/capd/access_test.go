@@ -50,7 +50,7 @@ func TestAccessGroup(t *testing.T) {
 		code int
 		want string // on stderr
 	}{
-		{"start", 4, "labels: captures of the group users carry the label ticket"},
+		{"start", 4, "labels.ticket: captures of the group users carry this label"},
 		{"start --label ticket=N1 -s 0", 4, "which is 96 bytes"},
 		{"start --label ticket=N1 -t 5m", 4, "time_limit: 5m is longer"},
 		{"stop roots", 4, "may not stop captures of others"},

@@ -64,7 +64,7 @@ func (gr grant) reaches(name string) (refused *wire.Error) {
 func (l Limits) fit(group string, r *wire.StartRequest) *wire.Error {
 	for _, key := range l.RequireLabels {
 		if r.Labels[key] == "" {
-			return forbidden(join("labels", key), fmt.Sprintf("labels: captures of the group %s carry the label %s", group, key), fmt.Sprintf("add it: --label %s=VALUE", key))
+			return forbidden(join("labels", key), fmt.Sprintf("%s: captures of the group %s carry this label", join("labels", key), group), fmt.Sprintf("add it: --label %s=VALUE", key))
 		}
 	}
 	if e := l.fitDestination(group, r.Destination); e != nil {
@@ -104,7 +104,7 @@ func (l Limits) fitDestination(group, name string) *wire.Error {
 			allowed = slices.DeleteFunc(slices.Clone(l.Sealed), func(s string) bool { return !slices.Contains(l.Destinations, s) })
 		}
 	}
-	hint := "the group has none"
+	hint := "the group may use none: [access.group." + group + "] destinations, and encrypt_to in their profiles, decide that"
 	if len(allowed) > 0 {
 		hint = "it may use " + strings.Join(allowed, ", ")
 	}
@@ -123,7 +123,7 @@ func (l Limits) fitInterfaces(group string, names []string) *wire.Error {
 	if l.Interfaces == nil {
 		return nil
 	}
-	hint := "the group has none"
+	hint := "the group may use none: [access.group." + group + "] interfaces decides that"
 	if len(l.Interfaces) > 0 {
 		hint = "it may use " + strings.Join(l.Interfaces, ", ")
 	}
