@@ -44,6 +44,18 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 	word := func(to *string, kind string) *flagValue {
 		return &flagValue{kind: kind, set: func(s string) error { *to = s; return nil }}
 	}
+	// A second one would silently take the first one's place, of which a user expects both.
+	only := func(v *flagValue, why string) *flagValue {
+		set, given := v.set, false
+		v.set = func(s string) error {
+			if given {
+				return errors.New(why)
+			}
+			given = true
+			return set(s)
+		}
+		return v
+	}
 	yes := func(to *bool, name, usage string) {
 		f.BoolVar(to, name, false, usage)
 		_ = f.SetAnnotation(name, flagGroup, []string{group})
@@ -66,7 +78,7 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 	flag(choiceFlag(&g.OnOverload, "WHAT", wire.OverloadSample, wire.OverloadStop), "on-overload", "", "above the box's packet rate: sample what it allows, or stop")
 
 	group = "Where to"
-	flag(word(&g.Destination, "NAME"), "destination", "d", "deliver to this profile (capctl destination list); without: kept for capctl download")
+	flag(only(word(&g.Destination, "NAME"), "a capture has one destination: start another for a second one"), "destination", "d", "deliver to this profile (capctl destination list); without: kept for capctl download")
 	yes(&r.noCheck, "no-check", "begin although the destination may not work")
 	flag(word(&g.Name, "NAME"), "name", "n", "call the capture so")
 	flag(labelFlag(&g.Labels), "label", "", "remember K=V with it, also for the path at the destination; repeatable")

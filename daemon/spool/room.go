@@ -30,7 +30,7 @@ const slack = 1 << 20
 func (s *Spool) Admit(n, size, keep int64) error {
 	if used := s.used.Add(n); used > size {
 		s.used.Add(-n)
-		return fmt.Errorf("%w: it holds %s of the %s that limits.spool_size allows", ErrFull, wire.About(used-n), wire.About(size))
+		return fmt.Errorf("%w: of the %s that limits.spool_size allows it holds %s, and the next block takes %s", ErrFull, wire.About(size), wire.About(used-n), wire.About(n))
 	}
 	if err := s.Reserve(n, keep); err != nil {
 		s.used.Add(-n)
