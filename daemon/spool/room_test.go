@@ -28,7 +28,7 @@ func TestRefusals(t *testing.T) {
 		err  error
 		want string
 	}{
-		{s.Admit(900_000_000, 987_654_321, 0), `^the spool is full: it holds 123 MB of the 988 MB that limits.spool_size allows$`},
+		{s.Admit(900_000_000, 987_654_321, 0), `^the spool is full: of the 988 MB that limits.spool_size allows it holds 123 MB, and the next block takes 900 MB$`},
 		{s.Admit(1<<20, math.MaxInt64, free), `^the spool is full: its file system has [\d.]+ [kMGTPE]?B free, 123 MB of them are granted already, and limits.min_free_space keeps [\d.]+ [kMGTPE]?B$`},
 	} {
 		if !errors.Is(c.err, ErrFull) || !errors.Is(c.err, syscall.ENOSPC) || !regexp.MustCompile(c.want).MatchString(c.err.Error()) {
