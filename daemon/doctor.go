@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/user"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"capd/ctl/wire"
+	"capd/daemon/api"
 	"capd/nft"
 )
 
@@ -25,7 +27,7 @@ func (d *Daemon) Doctor() wire.Doctor {
 	e.disk(d.Status().Spool)
 	e.clock(readClock())
 	e.guard(d.config().Limits.MaxPacketRate)
-	e.groups(d.config().Access.ControlGroup, d.config().Access.ViewGroup)
+	e.groups(accessOf(d.config()))
 	e.places(d.Status())
 	e.destinations(len(d.config().Destinations))
 	return wire.Doctor{OK: !slices.ContainsFunc(e.findings, func(f wire.Finding) bool { return f.Level == wire.LevelError }), Findings: e.findings}
@@ -152,18 +154,27 @@ func (e *examination) guard(rate uint64) {
 	e.find(wire.LevelOK, "rate_guard", "", "captures take at most %d packets/s", rate)
 }
 
-// groups tells whether the groups that may use capd exist.
-func (e *examination) groups(control, view string) {
+// groups tells whether the groups that may use capd exist, and can do with it what they may.
+func (e *examination) groups(access api.Access) {
 	var there []string
-	for _, g := range []struct{ key, name string }{{"control_group", control}, {"view_group", view}} {
-		if g.name == "" {
-			continue
+	exists := func(key, name, hint string) {
+		if name == "" {
+			return
 		}
-		if _, err := user.LookupGroup(g.name); err != nil {
-			e.find(wire.LevelWarning, "access."+g.key, "groupadd --system "+g.name+", or name another one in [access]", "the group %s does not exist: nobody is in it", g.name)
-			continue
+		if _, err := user.LookupGroup(name); err != nil {
+			e.find(wire.LevelWarning, "access."+key, "groupadd --system "+name+hint, "the group %s does not exist: nobody is in it", name)
+			return
 		}
-		there = append(there, g.name)
+		there = append(there, name)
+	}
+	exists("control_group", access.ControlGroup, ", or name another one in [access]")
+	exists("view_group", access.ViewGroup, ", or name another one in [access]")
+	for _, name := range slices.Sorted(maps.Keys(access.Groups)) {
+		exists("group."+name, name, ", or remove [access.group."+name+"]")
+		if l := access.Groups[name]; l.Sealed != nil && len(l.MaySealTo()) == 0 {
+			e.find(wire.LevelWarning, "access.group."+name, "set encrypt_to in the profile of a destination that it may use",
+				"captures of the group %s are sealed, and none of its destinations seals: it can start none", name)
+		}
 	}
 	if len(there) > 0 {
 		e.find(wire.LevelOK, "access", "", "root and the groups %s may use capd", strings.Join(there, ", "))

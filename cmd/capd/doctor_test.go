@@ -31,6 +31,10 @@ max_captures = 1
 max_packet_rate = 0
 [access]
 view_group = "no-such-group"
+[access.group.no-such-noc]
+[access.group.users]
+destinations = []
+require_sealed = true
 `)
 	examine := func(exit int) wire.Doctor {
 		t.Helper()
@@ -56,7 +60,7 @@ view_group = "no-such-group"
 	want(report, map[string]string{
 		"capd": wire.LevelOK, "kernel": wire.LevelOK, "rules": wire.LevelOK, "memory": wire.LevelOK, "receive_buffer": wire.LevelOK,
 		"capabilities": wire.LevelWarning, // a test's capd is root
-		"rate_guard":   wire.LevelWarning, "access.view_group": wire.LevelWarning, "captures": wire.LevelOK, "nflog": wire.LevelOK,
+		"rate_guard":   wire.LevelWarning, "access.view_group": wire.LevelWarning, "access.group.no-such-noc": wire.LevelWarning, "access.group.users": wire.LevelWarning, "captures": wire.LevelOK, "nflog": wire.LevelOK,
 	})
 	for _, f := range report.Findings {
 		if crude.MatchString(f.Message) {

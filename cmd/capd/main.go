@@ -68,6 +68,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cfg, err := load()
 	if err != nil {
 		fmt.Fprintf(stderr, "capd: %v\n", err)
+		if !*check {
+			daemon.Refuse(stderr)
+		}
 		return exitConfig
 	}
 	if *check {

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,5 +67,51 @@ func TestReload(t *testing.T) {
 	}
 	if !strings.Contains(d.Log.String(), "in=limits.max_captures") {
 		t.Error("the log does not say that max_captures waits for a restart")
+	}
+}
+
+// A start with a bad configuration says what to do then, and leaves no connection at the
+// socket that systemd holds: systemd would start capd for it again and again.
+func TestBadConfigurationUnderSystemd(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "capd.toml")
+	if err := os.WriteFile(bad, []byte("[limits]\nmax_capturs = 3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "capd.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	passed, err := socket.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passed.Close()
+	waiting, err := net.Dial("unix", socket.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+
+	// LISTEN_PID is capd's own (sd_listen_fds(3)); it is the shell's, which becomes capd.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --config "$1"`, filepath.Join(testbed.Build(t), "capd"), bad)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=/nowhere")
+	cmd.ExtraFiles = []*os.File{passed}
+	out, err := cmd.CombinedOutput()
+	if code := cmd.ProcessState.ExitCode(); code != exitConfig {
+		t.Errorf("exit code %d (%v), want %d", code, err, exitConfig)
+	}
+	for _, want := range []string{"max_capturs", "max_captures", "systemctl reset-failed capd.service capd.socket"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
+	}
+	if err := socket.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := socket.Accept(); err == nil {
+		c.Close()
+		t.Error("the connection still waits at the socket")
 	}
 }

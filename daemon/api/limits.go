@@ -95,14 +95,19 @@ func (l Limits) fit(group string, r *wire.StartRequest) *wire.Error {
 	return nil
 }
 
+// MaySealTo are the destinations that seal, of those that the group may name.
+func (l Limits) MaySealTo() []string {
+	if l.Destinations == nil {
+		return l.Sealed
+	}
+	return slices.DeleteFunc(slices.Clone(l.Sealed), func(s string) bool { return !slices.Contains(l.Destinations, s) })
+}
+
 // fitDestination judges where packets go; "" = they stay here, for their owner to fetch.
 func (l Limits) fitDestination(group, name string) *wire.Error {
 	allowed := l.Destinations
 	if l.Sealed != nil {
-		allowed = l.Sealed
-		if l.Destinations != nil {
-			allowed = slices.DeleteFunc(slices.Clone(l.Sealed), func(s string) bool { return !slices.Contains(l.Destinations, s) })
-		}
+		allowed = l.MaySealTo()
 	}
 	hint := "the group may use none: [access.group." + group + "] destinations, and encrypt_to in their profiles, decide that"
 	if len(allowed) > 0 {
