@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -81,131 +80,6 @@ func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
-}
-
-// start brings a capture to life: when it returns without an error, every matching
-// packet from now on is accounted for; with one, nothing is left behind.
-func (c *capture) start(p *plan) (_ *running, err error) {
-	d, cfg := c.d, c.d.config()
-	if !p.stream {
-		if err := d.spool.Create(c.id); err != nil {
-			return nil, startProblem(err)
-		}
-	}
-	var undo []func()
-	defer func() {
-		if err == nil {
-			return
-		}
-		for _, f := range slices.Backward(undo) {
-			f()
-		}
-		if rerr := d.spool.RemoveCapture(c.id); rerr != nil {
-			c.log.Error("remove what a failed start left", "err", rerr)
-		}
-	}()
-
-	r := &running{plan: p, stop: make(chan stopping, 1), final: make(chan finalCounts, 1), ended: make(chan error, 1)}
-	if r.share, err = d.shares.take(); err != nil {
-		return nil, &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: err.Error()}
-	}
-	undo = append(undo, func() { d.shares.give(r.share) })
-
-	spec, _, err := p.rules(c.id, cfg).Staged()
-	if err != nil {
-		return nil, startProblem(err)
-	}
-	if r.reader, err = ring.Open(p.ringConfig(spec, cfg, r.share)); err != nil {
-		return nil, startProblem(err)
-	}
-	undo = append(undo, func() { _ = r.reader.Close() })
-	for _, g := range r.reader.Groups() {
-		if g.Class == ring.Stamped {
-			spec.Stamped = append(spec.Stamped, g.Number)
-		} else {
-			spec.Clocked = append(spec.Clocked, g.Number)
-		}
-	}
-	ruleset, err := d.table.Ruleset(spec)
-	if err != nil {
-		return nil, startProblem(err)
-	}
-
-	var seal *sealing
-	if p.request.Destination != "" {
-		if seal, err = newSealing(cfg.Destinations[p.request.Destination]); err != nil {
-			return nil, startProblem(err)
-		}
-	}
-	enc := newEncoder(c.id, p, d)
-	options := spool.Options{
-		Create: c.create, Segment: seal.segments(p.request.Format),
-		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize), Ahead: d.mayAllocate,
-		Admit: c.admit, Release: d.spool.Release, Written: d.spool.Written,
-		Finished: c.segmentFinished, Repair: repairer(p.request.Format),
-	}
-	if p.stream {
-		options.Discard, options.Admit = true, nil
-		if r.tap, err = newTap(newStreamEncoder(c.id, p, d)); err != nil {
-			return nil, startProblem(err)
-		}
-		undo = append(undo, r.tap.memory.Free)
-	}
-	out, err := spool.NewWriter(options)
-	if err != nil {
-		return nil, startProblem(err)
-	}
-	r.engine = &engine{
-		source: r.reader, out: out, enc: enc, sel: p.selection(&d.links),
-		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
-		ring:        int64(*p.request.Ring),
-		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
-		stop: r.stop, opened: c.segmentOpened, final: r.final, drained: make(chan struct{}),
-	}
-	if p.stream {
-		r.engine.segmentSize, r.engine.segmentTime = math.MaxInt64, 0
-		r.engine.opened = func(string) {}
-		r.engine.join(r.tap)
-	}
-	r.engine.timeLimit = time.Now().Add(p.request.TimeLimit.Duration())
-	go func() { r.ended <- r.engine.run() }()
-	undo = append(undo, func() {
-		r.engine.drain()
-		<-r.engine.drained
-		r.final <- finalCounts{}
-		if err := <-r.ended; err != nil {
-			c.log.Error("end the reader of a failed start", "err", err)
-		}
-	})
-
-	if err := d.table.Install(spec); err != nil {
-		return nil, startProblem(err)
-	}
-	d.own.attach(c)
-	undo = append(undo, func() {
-		d.own.detach(c)
-		if err := d.table.Remove(c.id); err != nil {
-			c.log.Error("remove rules of a failed start", "err", err)
-		}
-	})
-	if d.config().Limits.MaxPacketRate != spec.Rate {
-		d.applyRate() // a reload has come in between
-	}
-	c.mu.Lock()
-	c.record.Ruleset = ruleset
-	c.record.Capture.Warnings = append(c.record.Capture.Warnings, p.annotationWarnings(r.reader.Conntrack())...)
-	c.record.Capture.Status = wire.StatusRunning
-	c.record.Capture.Started = now()
-	c.running, c.began = r, true
-	c.mu.Unlock()
-	if err := c.save(); err != nil {
-		c.mu.Lock()
-		c.running, c.record.Capture.Status = nil, wire.StatusPending
-		c.mu.Unlock()
-		return nil, startProblem(err)
-	}
-	c.tell(wire.EventRunning)
-	return r, nil
 }
 
 // supervise waits for the capture's end and carries it out.

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"runtime"
 	"testing"
 
 	"capd/ctl/wire"
@@ -125,23 +124,11 @@ func TestEngineSelectionAllocatesNothing(t *testing.T) {
 					p.VLAN = ring.VLAN{Present: i%2 == 0, TCI: 5, Protocol: 0x8100}
 				}
 			}
-			const warm, count = 10_000, 200_000
-			var before, after runtime.MemStats
-			s := &fakeSource{packets: warm + count, packet: func(i int) *ring.Packet { return &packets[i%len(packets)] }}
-			s.at = func(i int) {
-				switch i {
-				case warm:
-					runtime.ReadMemStats(&before)
-				case warm + count - 1:
-					runtime.ReadMemStats(&after)
-				}
-			}
+			s, allocatesNothing := steady(t, packets, 200_000)
 			r.SegmentSize = ptr(wire.Size(1e9))
 			o := runEngine(t, r, s, 0)
-			if n := after.Mallocs - before.Mallocs; n > count/1000 {
-				t.Errorf("%d allocations in %d packets", n, count)
-			}
-			if c := o.engine.count; c.captured == 0 || c.sampledOut == 0 || c.captured+c.sampledOut+c.discarded != warm+count {
+			allocatesNothing()
+			if c := o.engine.count; c.captured == 0 || c.sampledOut == 0 || c.captured+c.sampledOut+c.discarded != uint64(s.packets) {
 				t.Errorf("the account: %+v", c)
 			}
 		})
@@ -192,23 +179,11 @@ func TestEngineHeadersAndComments(t *testing.T) {
 				copy(p.Payload[28:], bytes.Repeat([]byte("secret"), 200))
 				p.Mark, p.UID, p.GID, p.HasUID = uint32(i%5), 1000, 100, i%2 == 0
 			}
-			const warm, count = 10_000, 100_000
-			var before, after runtime.MemStats
-			s := &fakeSource{packets: warm + count, packet: func(i int) *ring.Packet { return &packets[i%len(packets)] }}
-			s.at = func(i int) {
-				switch i {
-				case warm:
-					runtime.ReadMemStats(&before)
-				case warm + count - 1:
-					runtime.ReadMemStats(&after)
-				}
-			}
+			s, allocatesNothing := steady(t, packets, 100_000)
 			r.SegmentSize = ptr(wire.Size(1e9))
 			o := runEngine(t, r, s, 0)
-			if n := after.Mallocs - before.Mallocs; n > count/1000 {
-				t.Errorf("%d allocations in %d packets", n, count)
-			}
-			if c := o.engine.count; c.captured != warm+count {
+			allocatesNothing()
+			if c := o.engine.count; c.captured != uint64(s.packets) {
 				t.Errorf("the account: %+v", c)
 			}
 			file := o.files[0]

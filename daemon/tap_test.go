@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -184,17 +183,7 @@ func TestTapAllocatesNothingPerPacket(t *testing.T) {
 	for i := range packets {
 		packets[i] = testPacket(i, 60+i%3*600, i%4 >= 2)
 	}
-	const warm, count = 10_000, 250_000
-	var before, after runtime.MemStats
-	s := &fakeSource{packets: warm + count, packet: func(i int) *ring.Packet { return &packets[i%len(packets)] }}
-	s.at = func(i int) {
-		switch i {
-		case warm:
-			runtime.ReadMemStats(&before)
-		case warm + count - 1:
-			runtime.ReadMemStats(&after)
-		}
-	}
+	s, allocatesNothing := steady(t, packets, 250_000)
 	var reader sync.WaitGroup
 	s.begin = func(e *engine, live func() *encoder) {
 		p := newTestTap(t, e, live())
@@ -209,7 +198,5 @@ func TestTapAllocatesNothingPerPacket(t *testing.T) {
 	}
 	runEngine(t, wire.StartRequest{SegmentSize: ptr(wire.Size(1e9))}, s, 0)
 	reader.Wait()
-	if n := after.Mallocs - before.Mallocs; n > count/1000 {
-		t.Errorf("%d allocations in %d packets", n, count)
-	}
+	allocatesNothing()
 }
