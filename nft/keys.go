@@ -28,13 +28,14 @@ type key struct {
 	needsL uint8    // the transport protocol that the key implies, or 0
 }
 
-// protocol is a protocol above the link layer.
+// protocol is one that a frame has, or has above the link layer.
 type protocol uint8
 
 const (
 	ip4 protocol = iota + 1
 	ip6
-	arp // tables of family netdev only
+	arp      // tables of family netdev only
+	ethernet // a frame that came in by such a device, not what is in it
 )
 
 func nativeUint16(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
@@ -100,13 +101,14 @@ var keys = map[filter.Key]key{
 	filter.UDPLiteSport: port(0, 136),
 	filter.UDPLiteDport: port(2, 136),
 
-	keyIIf:     {load: meta(expr.MetaKeyIIF), typ: nftables.TypeIFIndex, text: func([]byte) string { return `"lo"` }, native: true},
-	keyAlive:   {load: meta(expr.MetaKeyMARK), typ: nftables.TypeMark, text: markText, native: true},
-	keyRtIPsec: {load: &expr.Rt{Key: rtXfrm, Register: 1}, typ: nftables.TypeBoolean, text: existsText},
-	keyIPsec:   {load: meta(metaSecPath), typ: nftables.TypeBoolean, text: existsText},
-	keyIIfType: {load: meta(expr.MetaKeyIIFTYPE), typ: integer(2), text: arphrdText, native: true},
-	keyIIfKind: {load: meta(metaIIfKind), typ: nftables.TypeIFName, text: quotedText},
-	keyOIfKind: {load: meta(metaOIfKind), typ: nftables.TypeIFName, text: quotedText},
+	keyIIf:       {load: meta(expr.MetaKeyIIF), typ: nftables.TypeIFIndex, text: func([]byte) string { return `"lo"` }, native: true},
+	keyAlive:     {load: meta(expr.MetaKeyMARK), typ: nftables.TypeMark, text: markText, native: true},
+	keyRtIPsec:   {load: &expr.Rt{Key: rtXfrm, Register: 1}, typ: nftables.TypeBoolean, text: existsText},
+	keyIPsec:     {load: meta(metaSecPath), typ: nftables.TypeBoolean, text: existsText},
+	keyIIfType:   {load: meta(expr.MetaKeyIIFTYPE), typ: integer(2), text: arphrdText, native: true},
+	keyIIfKind:   {load: meta(metaIIfKind), typ: nftables.TypeIFName, text: quotedText},
+	keyOIfKind:   {load: meta(metaOIfKind), typ: nftables.TypeIFName, text: quotedText},
+	keyEthertype: {load: raw("ll", 12, 2), typ: nftables.TypeEtherType, text: etherTypeText, needs: ethernet},
 	keyFibType: {load: &expr.Fib{Register: 1, FlagDADDR: true, FlagOIF: true, ResultADDRTYPE: true},
 		typ: nftables.TypeFIBAddr, text: func([]byte) string { return "local" }, native: true},
 }

@@ -125,7 +125,7 @@ const (
 	keyFibType filter.Key = "fib daddr . oif type"
 	keyIIfType filter.Key = "meta iiftype"
 
-	keyEthertype filter.Key = "@ll,96,16" // of the frame, with its tags
+	keyEthertype filter.Key = "ether type" // of the frame, with its tags
 )
 
 // aliveSet is the set whose only element Table.Renew keeps alive.

@@ -87,6 +87,8 @@ func (l *lowerer) needs(k key) []filter.Match {
 		is(filter.EthType, 0x86, 0xdd)
 	case k.needs == arp:
 		is(filter.EthType, 0x08, 0x06)
+	case k.needs == ethernet:
+		is(keyIIfType, nativeUint16(unix.ARPHRD_ETHER)...)
 	}
 	if k.needsL != 0 {
 		is(filter.L4Proto, k.needsL)
