@@ -230,9 +230,9 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	handler.SetAccess(accessOf(cfg))
 	waiting := needRestart(&fixed, cfg)
 	d.forgetChecks()
-	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
 	d.applyRate()
 	d.expireAnew()
+	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
 	if len(waiting) > 0 {
 		d.log.Warn("changes wait for a restart (systemctl restart capd ends running captures and delivers them)", "in", strings.Join(waiting, ", "))
 	}

@@ -317,9 +317,13 @@ func TestKernelNetdev(t *testing.T) {
 }
 
 // unasked tells frames that a host sends when it likes: multicast listener reports (they
-// have a hop-by-hop header) and router solicitations.
+// have a hop-by-hop header), router solicitations, and whether anybody has its new
+// link-local address (neighbour solicitations from no address).
 func unasked(frame []byte) bool {
-	return be.Uint16(frame[12:]) == etherIPv6 && (frame[20] == 0 || frame[20] == 58 && frame[54] == 133)
+	if be.Uint16(frame[12:]) != etherIPv6 {
+		return false
+	}
+	return frame[20] == 0 || frame[20] == 58 && (frame[54] == 133 || frame[54] == 135 && [16]byte(frame[22:38]) == [16]byte{})
 }
 
 // TestKernelSnaplen sees cut packets and their true lengths.

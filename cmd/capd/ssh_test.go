@@ -92,8 +92,10 @@ func (b *sshBox) tried() []testbed.Message {
 
 // judge holds a stream against what must be in it: what was sent, another connection to
 // the same sshd, and not a packet of the connection by which it came (own: its port at
-// the client). Were that captured too, each packet would make another, without end.
-func (b *sshBox) judge(path string, own uint16, sent []testbed.Message) {
+// the client). Were that captured too, each packet would make another, without end. What a
+// capture that ran already had logged of its beginning may be on its way when it is
+// followed, and come first (late).
+func (b *sshBox) judge(path string, own uint16, late bool, sent []testbed.Message) {
 	b.t.Helper()
 	var udp []testbed.Packet
 	others := 0
@@ -103,6 +105,9 @@ func (b *sshBox) judge(path string, own uint16, sent []testbed.Message) {
 			udp = append(udp, p)
 		case p.Protocol != "tcp":
 		case p.Source.Port() == own || p.Destination.Port() == own:
+			if late && len(udp) == 0 {
+				continue
+			}
 			b.t.Errorf("a packet of the stream's own connection is in it: %s > %s", p.Source, p.Destination)
 			return
 		case p.Source.Port() == b.port() || p.Destination.Port() == b.port():
@@ -144,7 +149,7 @@ func TestStreamOverSSHDoesNotSeeItself(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	b.judge(path, own, sent)
+	b.judge(path, own, false, sent)
 	checkStreamCounts(t, b.Show(c.ID))
 }
 
@@ -166,7 +171,7 @@ func TestTailOverSSHDoesNotSeeItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	b.judge(path, own, sent)
+	b.judge(path, own, true, sent)
 	if c := b.Show(id); c.Status != wire.StatusRunning {
 		t.Errorf("when its reader had left the capture was %s", c.Status)
 	}
