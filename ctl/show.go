@@ -14,6 +14,10 @@ import (
 	"capd/ctl/wire"
 )
 
+// maxLeftOut is how many connections that were left out show lists: of capd's own, after
+// many deliveries, there can be a hundred.
+const maxLeftOut = 5
+
 // showCommand is capctl show.
 func (a *app) showCommand() *cobra.Command {
 	return &cobra.Command{
@@ -167,7 +171,11 @@ func (a *app) printRequest(w sheet, c wire.Capture) {
 		kept += ", annotated"
 	}
 	w.row("kept", kept)
-	for _, f := range r.Exclude {
+	for i, f := range r.Exclude {
+		if rest := len(r.Exclude) - i; i == maxLeftOut && rest > 1 {
+			w.row("left out", fmt.Sprintf("%d more connections (--json names them)", rest))
+			break
+		}
 		w.row("left out", flowText(f))
 	}
 	w.row("type", r.Type)

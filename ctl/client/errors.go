@@ -110,7 +110,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 	e := &UnreachableError{
 		Err:  err,
 		What: "the connection ended before the answer (" + err.Error() + ")",
-		Hint: "capd may have restarted; what it was doing shows in: capctl list, journalctl -u capd",
+		Hint: "capd may have restarted, or cannot start: systemctl status capd, journalctl -u capd; what it was doing shows in: capctl list",
 	}
 	if c.Dial == nil {
 		e.Where = c.socket()

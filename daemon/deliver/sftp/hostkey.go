@@ -2,6 +2,7 @@ package sftp
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -116,6 +117,12 @@ func (h *hostKeys) fromKnownHosts(file string) error {
 				}
 			}
 		}
+		// Not in the file's order: ssh-keyscan's is by chance, and the key that is shown
+		// should be the one that people compare.
+		order := slices.Concat(kindsOfKeys()...)
+		slices.SortStableFunc(h.algorithms, func(a, b string) int {
+			return cmp.Compare(slices.Index(order, a), slices.Index(order, b))
+		})
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,6 +103,23 @@ func TestHostKeysThatAreRight(t *testing.T) {
 			set(&p)
 			checked(t, p, "")
 		})
+	}
+}
+
+// Of several known keys the Ed25519 one is asked for, wherever it stands in the file.
+func TestTheBestKnownKindIsAskedFor(t *testing.T) {
+	server := testbed.NewSSHD(t)
+	_, port, _ := net.SplitHostPort(server.Address)
+	host := "[127.0.0.1]:" + port
+	for _, lines := range [][]string{{server.ECDSAKey, server.HostKey}, {server.HostKey, server.ECDSAKey}} {
+		p := profile(server)
+		p.HostKey, p.KnownHosts = "", write(t, "kh", host+" "+lines[0]+"\n"+host+" "+lines[1]+"\n", 0o644)
+		check := open(t, p).Check(t.Context())
+		if !slices.ContainsFunc(check.Steps, func(s wire.CheckStep) bool {
+			return s.Step == deliver.StepHostKey && strings.Contains(s.Detail, "ssh-ed25519 "+fingerprint(t, server.HostKey))
+		}) {
+			t.Errorf("got %+v", check.Steps)
+		}
 	}
 }
 
