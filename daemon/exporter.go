@@ -188,6 +188,21 @@ func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "capd", Net: "uni
 // metricsDescriptor is the number of the connection to capd in its metrics process.
 const metricsDescriptor = 3
 
+// internetSockets tells whether this process may have some (RestrictAddressFamilies= answers
+// EAFNOSUPPORT, systemd.exec(5)).
+func internetSockets() bool {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		if !errors.Is(err, unix.EAFNOSUPPORT) {
+			return true
+		}
+	}
+	return false
+}
+
 // MetricsOptions say what the metrics process does.
 type MetricsOptions struct {
 	Listen string // host:port
@@ -199,14 +214,15 @@ type MetricsOptions struct {
 // but the metrics. Where the service manager grants this process no internet sockets, it
 // returns nil at once: then a unit of its own does this work.
 func RunMetrics(ctx context.Context, o MetricsOptions) error {
+	// Before anything else: a unit that grants no such sockets does not grant capset(2) either.
+	if o.Socket == "" && !internetSockets() {
+		o.Log.Info("this unit has no internet sockets: capd-metrics.service is to listen", "address", o.Listen)
+		return nil
+	}
 	if err := deliver.Renounce(o.Log); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", o.Listen)
-	if errors.Is(err, unix.EAFNOSUPPORT) && o.Socket == "" {
-		o.Log.Info("this unit has no internet sockets: capd-metrics.service is to listen", "address", o.Listen)
-		return nil
-	}
 	if err != nil {
 		return err
 	}

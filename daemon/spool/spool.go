@@ -49,7 +49,7 @@ func Open(stateDir, segmentDir string, inMemory bool) (_ *Spool, err error) {
 	}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make state folder: %w", err)
+			return nil, fmt.Errorf("make state folder: %w", unusable(dir, err))
 		}
 	}
 	defer func() {
@@ -59,6 +59,9 @@ func Open(stateDir, segmentDir string, inMemory bool) (_ *Spool, err error) {
 	}()
 	for _, dir := range dirs {
 		if err := s.lock(dir); err != nil {
+			return nil, err
+		}
+		if err := writable(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -71,6 +74,30 @@ func Open(stateDir, segmentDir string, inMemory bool) (_ *Spool, err error) {
 	}
 	s.used.Store(used)
 	return s, nil
+}
+
+// writable tells early what else each capture would fail by. A full disk is no reason
+// not to start: what is to be delivered makes room.
+func writable(dir string) error {
+	probe, err := os.MkdirTemp(dir, ".probe-")
+	switch {
+	case err == nil:
+		return os.Remove(probe)
+	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+		return unusable(dir, err)
+	}
+	return nil
+}
+
+// unusable adds the mend to an error of a folder.
+func unusable(dir string, err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w (under the package's unit: systemctl edit capd.service, [Service] ReadWritePaths=%s)", err, dir)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w (make the folder and give it to capd's user: install -d -m 700 -o capd -g capd %s)", err, dir)
+	}
+	return err
 }
 
 // sweep deletes what a kill has left of writeWhole.
