@@ -296,6 +296,7 @@ func TestMemoryLimit(t *testing.T) {
 	}
 	before := group.kills()
 
+	t.Setenv("TMPDIR", "/var/tmp") // on a disk: the files of a tmpfs count as the group's memory
 	p := testbed.NewPair(t)
 	d := testbed.StartDaemon(t, p.B, "[limits]\nmax_packet_rate = 0\n[ring]\nsize = \"64MiB\"\nreceive_buffer = \"32MiB\"\n")
 	if err := os.WriteFile(group.dir+"/cgroup.procs", fmt.Append(nil, d.PID()), 0o600); err != nil {
