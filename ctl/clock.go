@@ -130,7 +130,7 @@ func (c *clocks) fromManifest(host string, state wire.ClockState) {
 func (c *clocks) fromFile(host string, s pcapng.Section) {
 	state := merge.WordOf(s, "clock")
 	us, err := strconv.ParseInt(merge.WordOf(s, "clock_error_us"), 10, 64)
-	if err != nil || state != "synchronized" && state != "unsynchronized" {
+	if state != "unsynchronized" && (state != "synchronized" || err != nil) {
 		return
 	}
 	c.mu.Lock()
@@ -173,13 +173,13 @@ func (c *clocks) text(host string) string {
 	return strings.Join(parts, "; ")
 }
 
-// clockState is what adjtimex(2) says of a clock.
+// clockState is what adjtimex(2) says of a clock. Its bound holds while something keeps
+// the clock.
 func clockState(synchronized bool, maxErrorUS int64) string {
-	text := "clock synchronized"
 	if !synchronized {
-		text = "clock not synchronized"
+		return "clock not synchronized"
 	}
-	return fmt.Sprintf("%s, wrong by at most %s", text, time.Duration(maxErrorUS)*time.Microsecond)
+	return fmt.Sprintf("clock synchronized, wrong by at most %s", time.Duration(maxErrorUS)*time.Microsecond)
 }
 
 func signed(d time.Duration) string {

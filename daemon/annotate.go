@@ -67,11 +67,10 @@ func sectionComment(id string, r *wire.StartRequest, hooks []string, host string
 		b = field(b, "headers_only", "true")
 	}
 	// For files that no manifest follows: as the clock was when the capture began.
-	if clock.Synchronized {
-		b = field(b, "clock", "synchronized")
-	} else {
-		b = field(b, "clock", "unsynchronized")
+	if !clock.Synchronized { // the kernel's bound then means nothing
+		return string(field(b, "clock", "unsynchronized"))
 	}
+	b = field(b, "clock", "synchronized")
 	return string(number(b, "clock_error_us", uint64(max(0, clock.MaxErrorUS))))
 }
 

@@ -193,10 +193,10 @@ func (d *Daemon) summary(captures []*capture) string {
 		text = fmt.Sprintf("%d running, %d packets captured", running, packets)
 	}
 	if undelivered > 0 {
-		text += fmt.Sprintf("; %d files to deliver", undelivered)
+		text += fmt.Sprintf("; %s to deliver", files(undelivered))
 	}
 	if failed > 0 {
-		text += fmt.Sprintf("; %d files not delivered, see capctl list --all", failed)
+		text += fmt.Sprintf("; %s not delivered, see capctl list --all", files(failed))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -204,6 +204,13 @@ func (d *Daemon) summary(captures []*capture) string {
 		text += "; restarts when no capture runs"
 	}
 	return text
+}
+
+func files(n int) string {
+	if n == 1 {
+		return "1 file"
+	}
+	return fmt.Sprintf("%d files", n)
 }
 
 // retire asks for the daemon's end as soon as no capture runs, so that an upgrade cuts

@@ -92,7 +92,7 @@ func TestStatusLine(t *testing.T) {
 		}
 	}
 	d.retire()
-	want := "idle; 2 files to deliver; 1 files not delivered, see capctl list --all; restarts when no capture runs"
+	want := "idle; 2 files to deliver; 1 file not delivered, see capctl list --all; restarts when no capture runs"
 	if got := d.summary(d.all()); got != want {
 		t.Errorf("the status is %q, want %q", got, want)
 	}
