@@ -61,14 +61,7 @@ func TestAUserCannotFillTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "s")
-	l, err := Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	j := &journal{}
-	server := NewServer(New(fakeWithFiles(t), Access{}, j.logger()), j.logger())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	_, server, served := listening(t, socket)
 	t.Cleanup(func() {
 		server.Close()
 		<-served

@@ -11,18 +11,26 @@ import (
 	"time"
 )
 
-// Who is connected when the server shuts down is answered, also if the request comes only
-// then; who sends nothing does not hold it up for longer than it is told to wait.
-func TestShutdownAnswersWhoIsConnected(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s")
+// listening serves a fake daemon on a socket; served tells when it has ended. Ending it is
+// the caller's.
+func listening(t *testing.T, socket string) (l net.Listener, server *Server, served chan error) {
+	t.Helper()
 	l, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	j := &journal{}
-	server := NewServer(New(fakeWithFiles(t), Access{}, j.logger()), j.logger())
-	served := make(chan error, 1)
+	server = NewServer(New(fakeWithFiles(t), Access{}, j.logger()), j.logger())
+	served = make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
+	return l, server, served
+}
+
+// Who is connected when the server shuts down is answered, also if the request comes only
+// then; who sends nothing does not hold it up for longer than it is told to wait.
+func TestShutdownAnswersWhoIsConnected(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, server, served := listening(t, socket)
 	dial := func() net.Conn {
 		t.Helper()
 		c, err := net.Dial("unix", socket)
