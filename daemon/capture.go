@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"capd/ctl/wire"
@@ -304,6 +305,9 @@ func startProblem(err error) error {
 	}
 	if w := writeFailure(err); w.reason == wire.StopNoSpace {
 		return &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: fmt.Sprintf("start capture: %v", err), Hint: noSpaceHint}
+	}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return fmt.Errorf("start capture: %w", err) // the API has words for it, in every call
 	}
 	var lack *nft.Lack
 	if errors.As(err, &lack) {

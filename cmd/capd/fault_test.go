@@ -266,13 +266,28 @@ func TestNoFileDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// One more for the connection that asks.
-	if err := unix.Prlimit(d.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(len(open)) + 1, Max: old.Max}, nil); err != nil {
-		t.Fatal(err)
+	// From one for the connection that asks, on to where a start succeeds: whatever call of
+	// it finds none left, the answer says so.
+	refused := 0
+	for more := uint64(1); ; more++ {
+		if err := unix.Prlimit(d.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(len(open)) + more, Max: old.Max}, nil); err != nil {
+			t.Fatal(err)
+		}
+		r := d.Capctl("start", "udp port 5001")
+		if r.Code == 0 {
+			d.Must("stop", strings.TrimSpace(r.Stdout))
+			break
+		}
+		refused++
+		if !strings.HasPrefix(r.Stderr, "capctl: ") || !strings.Contains(r.Stderr, "too many open files") || !strings.Contains(r.Stderr, "LimitNOFILE=") {
+			t.Errorf("start with %d descriptors: exit %d: %s", more, r.Code, r.Stderr)
+		}
+		if more == 100 {
+			t.Fatal("no start succeeds with 100 descriptors more than before")
+		}
 	}
-	r := d.Capctl("start")
-	if r.Code == 0 || !strings.HasPrefix(r.Stderr, "capctl: ") || !strings.Contains(r.Stderr, "too many open files") {
-		t.Errorf("start without descriptors: exit %d: %s", r.Code, r.Stderr)
+	if refused == 0 {
+		t.Error("a start needs no descriptor")
 	}
 	sent = append(sent, talk(t, p, 20)...)
 	if err := unix.Prlimit(d.PID(), unix.RLIMIT_NOFILE, &old, nil); err != nil {

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"capd/ctl/wire"
@@ -243,7 +244,8 @@ var (
 	errCut = errors.New("cut short")
 )
 
-// failure makes the answer of an error, and logs those that are capd's own fault.
+// failure makes the answer of an error, and logs those that are capd's own fault. Whatever
+// call is the one that finds no file descriptor left is told so.
 func (h *Handler) failure(c *call, err error) *wire.Error {
 	if err == nil {
 		return nil
@@ -258,6 +260,10 @@ func (h *Handler) failure(c *call, err error) *wire.Error {
 	}
 	if errors.Is(err, context.Canceled) && c.r.Context().Err() != nil {
 		return &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: "the client went away"}
+	}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		h.logger.Error("a call failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)
+		return &wire.Error{Status: http.StatusServiceUnavailable, Code: wire.CodeUnavailable, Message: "capd has no file descriptor left: " + err.Error(), Hint: "end some captures, streams or watches; LimitNOFILE= of capd.service is the limit"}
 	}
 	if !errors.Is(err, errPanicked) {
 		h.logger.Error("a call failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)

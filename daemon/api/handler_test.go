@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,6 +186,7 @@ func TestFailures(t *testing.T) {
 		{&wire.Error{Status: 507, Code: wire.CodeNoSpace, Message: "the spool is full", Hint: "capctl rm"}, 507, `{"error":{"code":"no_space","message":"the spool is full","hint":"capctl rm"}}`},
 		{fmt.Errorf("start: %w", &wire.Error{Status: 429, Code: wire.CodeLimit, Message: "16 run"}), 429, `{"error":{"code":"limit_reached","message":"16 run"}}`},
 		{&wire.Error{Code: wire.CodeConflict, Message: "without a status"}, 500, `{"error":{"code":"conflict","message":"without a status"}}`},
+		{fmt.Errorf("list interfaces: %w", os.NewSyscallError("socket", syscall.EMFILE)), 503, `{"error":{"code":"unavailable","message":"capd has no file descriptor left: list interfaces: socket: too many open files","hint":"end some captures, streams or watches; LimitNOFILE= of capd.service is the limit"}}`},
 		{errors.New("secret detail"), 500, broken},
 		{(*wire.Error)(nil), 500, broken},
 	} {
