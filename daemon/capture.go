@@ -77,6 +77,14 @@ type running struct {
 	ended  chan error // the engine's result
 }
 
+// end asks for the capture's end. Who asks first gives the reason.
+func (r *running) end(why stopping) {
+	select {
+	case r.stop <- why:
+	default: // it is ending already
+	}
+}
+
 func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
@@ -160,18 +168,20 @@ func (c *capture) supervise(r *running) {
 	c.d.captureHalted(c)
 }
 
+// runningNow is nil where the capture does not run.
+func (c *capture) runningNow() *running {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running
+}
+
 // stopNow asks a running capture to end and waits until it has.
 func (c *capture) stopNow(ctx context.Context, reason string) error {
-	c.mu.Lock()
-	r := c.running
-	c.mu.Unlock()
+	r := c.runningNow()
 	if r == nil {
 		return nil
 	}
-	select {
-	case r.stop <- stopping{reason: reason}:
-	default: // it is ending already
-	}
+	r.end(stopping{reason: reason})
 	select {
 	case <-c.halted:
 		return nil

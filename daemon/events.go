@@ -198,6 +198,11 @@ func (c *capture) tellLocked(kind string, file *wire.File) {
 	c.d.events.tell(wire.Event{Time: wire.Time{Time: time.Now()}, Type: kind, Capture: &capture})
 }
 
+// warnedLocked tells whether the record has a warning of this kind.
+func (c *capture) warnedLocked(code string) bool {
+	return slices.ContainsFunc(c.record.Capture.Warnings, func(w wire.Warning) bool { return w.Code == code })
+}
+
 // warnLocked adds a warning to the capture.
 func (c *capture) warnLocked(w wire.Warning) {
 	c.record.Capture.Warnings = append(slices.Clip(c.record.Capture.Warnings), w)

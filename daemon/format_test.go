@@ -1,9 +1,6 @@
 package daemon
 
 import (
-	"bytes"
-	"errors"
-	"io"
 	"strings"
 	"testing"
 
@@ -30,29 +27,14 @@ func TestFilesSayWhereTheTimeIsFrom(t *testing.T) {
 	want := []string{"20 ms", "receive stamps", "20 ms", "20 ms", "20 ms", "none at this hook", "receive stamps"}
 
 	o := runEngine(t, wire.StartRequest{LinkType: wire.LinkSLL2}, listOf(packets), 0)
-	r := pcapng.NewReader(bytes.NewReader(o.files[0]))
 	n := 0
-	for {
-		b, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if b.Type != pcapng.TypePacket {
-			continue
-		}
-		p, err := b.Packet()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if comment := r.Interfaces()[p.Interface].Comment; !strings.Contains(comment, want[n]) {
-			t.Errorf("packet %d: %q does not tell of %q", n, comment, want[n])
+	interfaces := readFile(t, o.files[0], func(i pcapng.Interface, _ pcapng.Packet) {
+		if n < len(want) && !strings.Contains(i.Comment, want[n]) {
+			t.Errorf("packet %d: %q does not tell of %q", n, i.Comment, want[n])
 		}
 		n++
-	}
-	if n != len(packets) || len(r.Interfaces()) != 5 {
-		t.Errorf("%d packets of %d interfaces", n, len(r.Interfaces()))
+	}, nil)
+	if n != len(packets) || len(interfaces) != 5 {
+		t.Errorf("%d packets of %d interfaces", n, len(interfaces))
 	}
 }

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"slices"
-
 	"capd/ctl/wire"
 	"capd/nft"
 )
@@ -41,9 +39,7 @@ func heldBack(k nft.Counters) (out []wire.Warning) {
 // are to end then.
 func (d *Daemon) watchLoad(captures []*capture) {
 	for _, c := range captures {
-		c.mu.Lock()
-		r := c.running
-		c.mu.Unlock()
+		r := c.runningNow()
 		if r == nil {
 			continue
 		}
@@ -56,10 +52,7 @@ func (d *Daemon) watchLoad(captures []*capture) {
 		stop := kernel.Limited > kernel.Stalled && c.record.Capture.OnOverload == wire.OverloadStop
 		c.mu.Unlock()
 		if stop {
-			select {
-			case r.stop <- stopping{reason: wire.StopOverload}:
-			default: // it is ending already
-			}
+			r.end(stopping{reason: wire.StopOverload})
 		}
 	}
 }
@@ -67,7 +60,7 @@ func (d *Daemon) watchLoad(captures []*capture) {
 // warnHeldBackLocked notes in the record why packets are missing, once for each reason.
 func (c *capture) warnHeldBackLocked(kernel nft.Counters) {
 	for _, w := range heldBack(kernel) {
-		if !slices.ContainsFunc(c.record.Capture.Warnings, func(old wire.Warning) bool { return old.Code == w.Code }) {
+		if !c.warnedLocked(w.Code) {
 			c.log.Warn("packets are held back", "code", w.Code, "limited", kernel.Limited)
 			c.warnLocked(w)
 		}

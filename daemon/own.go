@@ -146,7 +146,7 @@ func (c *capture) noteOwn(f filter.Flow) {
 		return
 	}
 	const code = "own_connections"
-	if !slices.ContainsFunc(rec.Warnings, func(w wire.Warning) bool { return w.Code == code }) {
-		rec.Warnings = append(slices.Clip(rec.Warnings), wire.Warning{Code: code, Message: "more connections of capd's own were left out than exclude lists"})
+	if !c.warnedLocked(code) {
+		c.warnLocked(wire.Warning{Code: code, Message: "more connections of capd's own were left out than exclude lists"})
 	}
 }

@@ -101,7 +101,7 @@ func TestOwnConnectionsThatCannotBeLeftOutAreNotMade(t *testing.T) {
 func TestARecordListsABoundedNumberOfOwnConnections(t *testing.T) {
 	own := newOwnFlows(&fakeTable{excluded: map[filter.Flow]int{}}, slog.New(slog.DiscardHandler))
 	defer own.close()
-	c := &capture{}
+	c := &capture{d: &Daemon{}} // nobody follows its events
 	own.attach(c)
 	for port := range uint16(2 * maxOwnNoted) {
 		f, _, _ := flowFrom(1 + port)

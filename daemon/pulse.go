@@ -123,9 +123,7 @@ func (p *pulse) stuck(captures []*capture, now time.Time) []string {
 	var stuck []string
 	seen := make(map[*engine]beat, len(p.beats))
 	for _, c := range captures {
-		c.mu.Lock()
-		r := c.running
-		c.mu.Unlock()
+		r := c.runningNow()
 		if r == nil {
 			continue
 		}

@@ -226,47 +226,62 @@ func readBack(t *testing.T, o outcome, format string) (all told) {
 			all.numbers = append(all.numbers, binary.BigEndian.Uint64(p.Body[len(p.Body)-8:]))
 			all.dropped += p.Dropped
 		}
-		var err error
 		if format == wire.FormatPcap {
-			var r *pcapng.ClassicReader
-			var p pcapng.Packet
-			for r, err = pcapng.NewClassicReader(bytes.NewReader(data)); err == nil; {
+			r, err := pcapng.NewClassicReader(bytes.NewReader(data))
+			for err == nil {
+				var p pcapng.Packet
 				if p, err = r.Next(); err == nil {
 					note(p)
 				}
 			}
+			if !errors.Is(err, io.EOF) {
+				t.Fatalf("file %d: %v", n, err)
+			}
 		} else {
 			delivered := uint64(0)
-			r := pcapng.NewReader(bytes.NewReader(data))
-			var b pcapng.Block
-			for b, err = r.Next(); err == nil; b, err = r.Next() {
-				switch b.Type {
-				case pcapng.TypePacket:
-					p, err := b.Packet()
-					if err != nil {
-						t.Fatal(err)
-					}
-					note(p)
-				case pcapng.TypeStatistics:
-					s, err := b.Statistics()
-					if err != nil {
-						t.Fatal(err)
-					}
-					all.received += s.Received
-					all.ifDropped += s.Dropped
-					all.osDropped += s.OSDropped
-					delivered += s.Delivered
-				}
-			}
+			readFile(t, data, func(_ pcapng.Interface, p pcapng.Packet) { note(p) }, func(s pcapng.Statistics) {
+				all.received += s.Received
+				all.ifDropped += s.Dropped
+				all.osDropped += s.OSDropped
+				delivered += s.Delivered
+			})
 			if delivered != packets {
 				t.Errorf("file %d: the statistics tell of %d packets, it holds %d", n, delivered, packets)
 			}
 			all.delivered += delivered
 		}
-		if !errors.Is(err, io.EOF) {
-			t.Fatalf("file %d: %v", n, err)
-		}
 		all.perFile = append(all.perFile, packets)
 	}
 	return all
+}
+
+// readFile tells of a pcapng file's packets, with the interface of each, and of its
+// statistics (where a test asks for them), in their order. It gives the interfaces; the
+// file must be whole.
+func readFile(t *testing.T, data []byte, packet func(pcapng.Interface, pcapng.Packet), statistics func(pcapng.Statistics)) []pcapng.Interface {
+	t.Helper()
+	r := pcapng.NewReader(bytes.NewReader(data))
+	for {
+		b, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return r.Interfaces()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case b.Type == pcapng.TypePacket:
+			p, err := b.Packet()
+			if err != nil {
+				t.Fatal(err)
+			}
+			packet(r.Interfaces()[p.Interface], p)
+		case b.Type == pcapng.TypeStatistics && statistics != nil:
+			s, err := b.Statistics()
+			if err != nil {
+				t.Fatal(err)
+			}
+			statistics(s)
+		}
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"capd/ctl/wire"
@@ -124,17 +123,14 @@ func (d *Daemon) tellRestored(captures []*capture) {
 		r := c.running
 		if why == nil && r != nil {
 			c.log.Warn("somebody else has removed the capture's rules; they were put back")
-			if !slices.ContainsFunc(c.record.Capture.Warnings, func(w wire.Warning) bool { return w.Code == codeRestored }) {
+			if !c.warnedLocked(codeRestored) {
 				c.warnLocked(wire.Warning{Code: codeRestored, Message: "somebody else removed capd's rules (nft flush ruleset?), which this kernel does not prevent: " +
 					"they were put back within a second or so, and the packets of that time are in no file and no count"})
 			}
 		}
 		c.mu.Unlock()
 		if why != nil && r != nil {
-			select {
-			case r.stop <- stopping{wire.StopError, why}:
-			default: // it is ending already
-			}
+			r.end(stopping{wire.StopError, why})
 		}
 	}
 }

@@ -199,22 +199,14 @@ func TestEngineHeadersAndComments(t *testing.T) {
 			if annotated := bytes.Count(file, []byte("capd mark=0x4 uid=1000 gid=100")) > 0; annotated != r.Annotate {
 				t.Errorf("annotated: %t", annotated)
 			}
-			read := pcapng.NewReader(bytes.NewReader(file))
-			for i := 0; ; {
-				b, err := read.Next()
-				if err != nil {
-					break
-				}
-				if b.Type != pcapng.TypePacket {
-					continue
-				}
-				p, err := b.Packet()
+			i := 0
+			readFile(t, file, func(_ pcapng.Interface, p pcapng.Packet) {
 				link := map[string]int{"raw": 0}[name] + map[string]int{"pcapng": 20}[name]
-				if err != nil || len(p.Head)+len(p.Body) != link+28 || int(p.Original) != link+100+i%64%3*600 {
-					t.Fatalf("packet %d: %d of %d bytes, %v", i, len(p.Head)+len(p.Body), p.Original, err)
+				if len(p.Head)+len(p.Body) != link+28 || int(p.Original) != link+100+i%64%3*600 {
+					t.Fatalf("packet %d: %d of %d bytes", i, len(p.Head)+len(p.Body), p.Original)
 				}
 				i++
-			}
+			}, nil)
 		})
 	}
 }

@@ -275,7 +275,7 @@ func TestOffloaded(t *testing.T) {
 // copy of one to many that was sent there.
 func TestOffloadedTunnel(t *testing.T) {
 	ns := testbed.NewNS(t)
-	tun := openTun(t, ns, "tun7")
+	tun := testbed.NewTun(t, ns, "tun7")
 	testbed.RunIn(t, ns, "ip", "addr", "add", "10.77.0.1/24", "dev", "tun7")
 	testbed.RunIn(t, ns, "ip", "link", "set", "tun7", "up", "multicast", "on")
 	table := openIn(t, ns)
@@ -302,24 +302,6 @@ func TestOffloadedTunnel(t *testing.T) {
 	if a.Seen != b.Seen || a.Seen != 8 {
 		t.Errorf("%d packets at prerouting and output, %d with ingress, want 8", a.Seen, b.Seen)
 	}
-}
-
-// openTun makes a device whose packets begin with the IP header, for as long as the test
-// lasts; what is written to it comes in by it.
-func openTun(t *testing.T, ns, name string) (tun int) {
-	testbed.In(t, ns, func() (err error) {
-		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
-	})
-	t.Cleanup(func() { unix.Close(tun) })
-	return tun
 }
 
 // oddFrames are for a device what does not come to its prerouting, or comes otherwise: no

@@ -134,6 +134,13 @@ func (b *Buffer) String() string {
 	return b.buf.String()
 }
 
+// Reset forgets it.
+func (b *Buffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf.Reset()
+}
+
 // StartDaemon starts capd in a namespace ("" = this one: where it has to reach servers
 // on this machine's loopback, which is all that such a test may capture) with a configuration of its own; socket and
 // state_dir are added by the environment. It returns when capd answers. The daemon is

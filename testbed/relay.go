@@ -18,13 +18,13 @@ type Relay struct {
 	conns []net.Conn
 }
 
-// NewRelay starts a relay at an address of a namespace, on a port of its own. It lasts as
+// NewRelay starts a relay at an address of a namespace; of port 0 it takes any. It lasts as
 // long as the test.
-func NewRelay(t testing.TB, ns string, at netip.Addr, target string) *Relay {
+func NewRelay(t testing.TB, ns string, at netip.AddrPort, target string) *Relay {
 	t.Helper()
 	var l net.Listener
 	In(t, ns, func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		return err
 	})
 	r := &Relay{Address: l.Addr().(*net.TCPAddr).AddrPort()}

@@ -353,19 +353,7 @@ func TestExplainParts(t *testing.T) {
 // tcpdump does: lo as Ethernet, a tunnel in cooked frames, and filters mean the same there.
 func TestOtherLinks(t *testing.T) {
 	p := testbed.NewPair(t)
-	tun := -1
-	testbed.In(t, p.B, func() (err error) {
-		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq("tun0")
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
-	})
-	defer unix.Close(tun)
+	tun := testbed.NewTun(t, p.B, "tun0")
 	testbed.RunIn(t, p.B, "sh", "-c", "ip addr add 10.50.0.1/24 dev tun0; ip link set tun0 up")
 	d := testbed.StartDaemon(t, p.B, "")
 	ids := map[string]string{}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -103,38 +102,17 @@ type filePacket struct {
 func account(t *testing.T, paths []string) (a fileAccount) {
 	t.Helper()
 	for _, path := range paths {
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := pcapng.NewReader(f)
-		b, err := r.Next()
-		for ; err == nil; b, err = r.Next() {
-			switch b.Type {
-			case pcapng.TypePacket:
-				p, err := b.Packet()
-				if err != nil {
-					t.Fatal(err)
-				}
-				a.packets++
-				a.dropped += p.Dropped
-				const udp = 20 + 20 // SLL2 and IPv4 headers
-				a.list = append(a.list, filePacket{int(binary.BigEndian.Uint16(p.Body[udp+2:])) - firstPort, p.Dropped})
-			case pcapng.TypeStatistics:
-				s, err := b.Statistics()
-				if err != nil {
-					t.Fatal(err)
-				}
-				a.received += s.Received
-				a.ifDropped += s.Dropped
-				a.osDropped += s.OSDropped
-				a.delivered += s.Delivered
-			}
-		}
-		f.Close()
-		if !errors.Is(err, io.EOF) {
-			t.Fatalf("%s: %v", path, err)
-		}
+		readFile(t, path, func(_ pcapng.Interface, p pcapng.Packet) {
+			a.packets++
+			a.dropped += p.Dropped
+			const udp = 20 + 20 // SLL2 and IPv4 headers
+			a.list = append(a.list, filePacket{int(binary.BigEndian.Uint16(p.Body[udp+2:])) - firstPort, p.Dropped})
+		}, func(s pcapng.Statistics) {
+			a.received += s.Received
+			a.ifDropped += s.Dropped
+			a.osDropped += s.OSDropped
+			a.delivered += s.Delivered
+		})
 	}
 	return a
 }

@@ -98,19 +98,7 @@ func TestInterfaceIsRenamed(t *testing.T) {
 // a capture with a filter says what that means for it.
 func TestInterfacesOfBothKinds(t *testing.T) {
 	p := testbed.NewPair(t)
-	tun := -1
-	testbed.In(t, p.B, func() (err error) {
-		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq("vtun")
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
-	})
-	defer unix.Close(tun)
+	testbed.NewTun(t, p.B, "vtun")
 	d := testbed.StartDaemon(t, p.B, "")
 	for _, c := range []struct {
 		args   []string

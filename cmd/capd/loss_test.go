@@ -3,8 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"runtime"
@@ -208,7 +207,7 @@ func TestLossAtFullSpeed(t *testing.T) {
 func TestLossIsDelivered(t *testing.T) {
 	sshd := testbed.NewSSHD(t)
 	p := testbed.NewPair(t)
-	forward(t, p.B, sshd.Address)
+	testbed.NewRelay(t, p.B, netip.MustParseAddrPort(sshd.Address), sshd.Address)
 	d := testbed.StartDaemon(t, p.B, overloaded+fmt.Sprintf("[destination.soc]\ntype = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nknown_hosts = %q\npath = \"{file}\"\n",
 		sshd.Address, sshd.User, sshd.PrivateKey, sshd.KnownHosts))
 	f := &flood{t: t, ns: p.B}
@@ -240,38 +239,4 @@ func TestLossIsDelivered(t *testing.T) {
 	if string(got) != string(want) {
 		t.Errorf("the manifest tells of %s, show of %s", got, want)
 	}
-}
-
-// forward makes an address on this machine's loopback reachable at the same address
-// inside a namespace.
-func forward(t *testing.T, ns, address string) {
-	t.Helper()
-	var l net.Listener
-	testbed.In(t, ns, func() (err error) {
-		l, err = net.Listen("tcp", address)
-		return err
-	})
-	var copying sync.WaitGroup
-	t.Cleanup(copying.Wait)
-	t.Cleanup(func() { l.Close() })
-	copying.Go(func() {
-		for {
-			inner, err := l.Accept()
-			if err != nil {
-				return
-			}
-			outer, err := net.Dial("tcp", address)
-			if err != nil {
-				inner.Close()
-				continue
-			}
-			for _, way := range [][2]net.Conn{{inner, outer}, {outer, inner}} {
-				copying.Go(func() {
-					_, _ = io.Copy(way[0], way[1])
-					way[0].Close()
-					way[1].Close()
-				})
-			}
-		}
-	})
 }

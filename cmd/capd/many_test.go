@@ -2,9 +2,7 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -81,26 +79,10 @@ func (s *stream) close() {
 // numbersIn gives the numbers of a stream's packets in a file.
 func numbersIn(t *testing.T, path string) (numbers []uint64) {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	r := pcapng.NewReader(f)
-	b, err := r.Next()
-	for ; err == nil; b, err = r.Next() {
-		if b.Type == pcapng.TypePacket {
-			p, err := b.Packet()
-			if err != nil {
-				t.Fatal(err)
-			}
-			const payload = 20 + 20 + 8 // SLL2, IPv4 and UDP headers
-			numbers = append(numbers, binary.BigEndian.Uint64(p.Body[payload:]))
-		}
-	}
-	if !errors.Is(err, io.EOF) {
-		t.Fatal(err)
-	}
+	readFile(t, path, func(_ pcapng.Interface, p pcapng.Packet) {
+		const payload = 20 + 20 + 8 // SLL2, IPv4 and UDP headers
+		numbers = append(numbers, binary.BigEndian.Uint64(p.Body[payload:]))
+	}, nil)
 	return numbers
 }
 

@@ -20,7 +20,8 @@ func TestDeliveriesAreNotCaptured(t *testing.T) {
 	s3 := testbed.NewS3(t, testbed.S3Options{})
 	relays := map[string]*testbed.Relay{}
 	toml := ""
-	for version, at := range map[string]netip.Addr{"4": testbed.A4, "6": testbed.A6} {
+	for version, address := range map[string]netip.Addr{"4": testbed.A4, "6": testbed.A6} {
+		at := netip.AddrPortFrom(address, 0)
 		soc, evidence := testbed.NewRelay(t, p.A, at, sshd.Address), testbed.NewRelay(t, p.A, at, s3.Address)
 		relays["soc"+version], relays["evidence"+version] = soc, evidence
 		toml += fmt.Sprintf("[destination.soc%s]\ntype = \"sftp\"\naddress = %q\nuser = %q\nprivate_key = %q\nhost_key = %q\n",

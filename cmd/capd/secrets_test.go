@@ -228,7 +228,7 @@ func TestCredentialsOfTheInstance(t *testing.T) {
 	ns := testbed.NewNS(t)
 	testbed.RunIn(t, ns, "ip", "addr", "add", "169.254.169.254/32", "dev", "lo")
 	s3 := testbed.NewS3(t, testbed.S3Options{})
-	relay := testbed.NewRelay(t, ns, netip.MustParseAddr("127.0.0.1"), s3.Address)
+	relay := testbed.NewRelay(t, ns, netip.MustParseAddrPort("127.0.0.1:0"), s3.Address)
 	var l net.Listener
 	testbed.In(t, ns, func() (err error) {
 		l, err = net.Listen("tcp", "169.254.169.254:80")

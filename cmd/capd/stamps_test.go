@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/netip"
@@ -68,32 +67,14 @@ func hookStamps(t *testing.T, paths []string) (byHook map[string]stamped, commen
 	t.Helper()
 	byHook, comments = map[string]stamped{}, map[string]string{}
 	for _, path := range paths {
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := pcapng.NewReader(f)
-		b, err := r.Next()
-		for ; err == nil; b, err = r.Next() {
-			if b.Type != pcapng.TypePacket {
-				continue
-			}
-			p, err := b.Packet()
-			if err != nil {
-				t.Fatal(err)
-			}
-			i := r.Interfaces()[p.Interface]
+		readFile(t, path, func(i pcapng.Interface, p pcapng.Packet) {
 			if byHook[i.Description] == nil {
 				byHook[i.Description] = stamped{}
 			}
 			comments[i.Description] = i.Comment
 			const payload = 20 + 20 + 8 // SLL2, IPv4 and UDP headers
 			byHook[i.Description][binary.BigEndian.Uint64(p.Body[payload:])] = p.Time
-		}
-		f.Close()
-		if !errors.Is(err, io.EOF) {
-			t.Fatal(err)
-		}
+		}, nil)
 	}
 	return byHook, comments
 }

@@ -71,6 +71,41 @@ func readStream(r io.Reader, done func(streamed) bool) (a streamed, err error) {
 	return a, nil
 }
 
+// readFile tells of a file's packets, with the interface of each, and of its statistics
+// (where a test asks for them), in their order. The file must be whole.
+func readFile(t *testing.T, path string, packet func(pcapng.Interface, pcapng.Packet), statistics func(pcapng.Statistics)) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := pcapng.NewReader(f)
+	for {
+		b, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		switch {
+		case b.Type == pcapng.TypePacket:
+			p, err := b.Packet()
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			packet(r.Interfaces()[p.Interface], p)
+		case b.Type == pcapng.TypeStatistics && statistics != nil:
+			s, err := b.Statistics()
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			statistics(s)
+		}
+	}
+}
+
 func follow(t *testing.T, d *testbed.Daemon, ref string) io.ReadCloser {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), streamTimeout)

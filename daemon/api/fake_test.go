@@ -1,8 +1,6 @@
 package api
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,12 +10,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"capd/ctl/wire"
+	"capd/testbed"
 )
 
 // fakeDaemon is a Daemon that keeps what it is asked and answers from its fields.
@@ -199,28 +199,11 @@ func (d *fakeDaemon) Events() (Live, error) { d.ask("events"); return d.newLive(
 const testID = "0f8c0f8c0f8c0f8c0f8c0f8c0f8c0f8c"
 
 // journal gathers log lines.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(b)
-}
+type journal struct{ testbed.Buffer }
 
 func (j *journal) lines(containing string) []string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	var out []string
-	s := bufio.NewScanner(bytes.NewReader(j.text.Bytes()))
-	for s.Scan() {
-		if strings.Contains(s.Text(), containing) {
-			out = append(out, s.Text())
-		}
-	}
-	return out
+	lines := strings.Split(j.String(), "\n")
+	return slices.DeleteFunc(lines, func(line string) bool { return line == "" || !strings.Contains(line, containing) })
 }
 
 func (j *journal) logger() *slog.Logger {

@@ -87,9 +87,7 @@ func FuzzHandler(f *testing.F) {
 		if lines := j.lines("level=ERROR"); len(lines) > 0 {
 			t.Fatalf("%s %s: %s", method, path, lines[0])
 		}
-		j.mu.Lock()
-		j.text.Reset()
-		j.mu.Unlock()
+		j.Reset()
 		if w.Code < 400 {
 			return
 		}

@@ -40,19 +40,7 @@ func openTable(t testing.TB, ns string) *nft.Table {
 // rawKernel brings IP packets to prerouting through a tun device.
 func rawKernel(t testing.TB) kernel {
 	ns := testbed.NewNS(t)
-	var tun int
-	testbed.In(t, ns, func() (err error) {
-		if tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq("tun0")
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)
-	})
-	t.Cleanup(func() { _ = unix.Close(tun) })
+	tun := testbed.NewTun(t, ns, "tun0")
 	testbed.Run(t, "ip", "-n", ns, "link", "set", "tun0", "up")
 	return kernel{table: openTable(t, ns), hooks: []string{"prerouting"}, link: filter.LinkRaw, fit: fitIP,
 		send: func(p []byte) error {

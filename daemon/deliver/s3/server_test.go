@@ -34,12 +34,8 @@ func open(t *testing.T, p deliver.Profile) deliver.Store {
 // checked runs a check and wants it to end well, or at a step; it gives that step.
 func checked(t *testing.T, p deliver.Profile, failing string) wire.CheckStep {
 	t.Helper()
-	check := open(t, p).Check(t.Context())
-	last := check.Steps[len(check.Steps)-1]
-	if check.OK != (failing == "") || !check.OK && last.Step != failing {
-		t.Fatalf("want it to fail at %q, got %+v", failing, check)
-	}
-	return last
+	steps := storetest.Checked(t, open(t, p), failing)
+	return steps[len(steps)-1]
 }
 
 // between is a reverse proxy before a server that a test may answer in place of.

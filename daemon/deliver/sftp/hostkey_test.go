@@ -40,20 +40,16 @@ func write(t *testing.T, name, text string, mode os.FileMode) string {
 // checked runs a check and wants it to end well, or at a step; it gives that step.
 func checked(t *testing.T, p deliver.Profile, failing string) wire.CheckStep {
 	t.Helper()
-	check := open(t, p).Check(t.Context())
-	last := check.Steps[len(check.Steps)-1]
-	if check.OK != (failing == "") || !check.OK && last.Step != failing {
-		t.Fatalf("want it to fail at %q, got %+v", failing, check)
-	}
+	steps := storetest.Checked(t, open(t, p), failing)
 	for i, step := range []string{deliver.StepProfile, deliver.StepResolve, deliver.StepConnect, deliver.StepHostKey, deliver.StepAuthenticate} {
-		if i >= len(check.Steps) {
+		if i >= len(steps) {
 			break
 		}
-		if check.Steps[i].Step != step {
-			t.Fatalf("step %d is not told: want %q, got %+v", i, step, check)
+		if steps[i].Step != step {
+			t.Fatalf("step %d is not told: want %q, got %+v", i, step, steps)
 		}
 	}
-	return last
+	return steps[len(steps)-1]
 }
 
 func fingerprint(t *testing.T, line string) string {

@@ -78,15 +78,10 @@ func cutAnywhere(t *testing.T, s Suite) {
 					}
 					Put(t, st, o)
 				})
-				want := p.Files()
-				if !bytes.Equal(want[o.Path], data) {
+				if !bytes.Equal(p.Files()[o.Path], data) {
 					t.Errorf("%s is not there whole", o.Path)
 				}
-				for path := range want {
-					if bytes.Contains([]byte(path), []byte(".part-")) {
-						t.Errorf("%s was left", path)
-					}
-				}
+				noParts(t, p)
 			})
 		}
 	}
@@ -126,11 +121,7 @@ func lostAnswer(t *testing.T, s Suite) {
 	if !lost {
 		t.Error("no cut fell between the file's name and its answer: the test does not test")
 	}
-	for path := range p.Files() {
-		if bytes.Contains([]byte(path), []byte(".part-")) {
-			t.Errorf("%s was left", path)
-		}
-	}
+	noParts(t, p)
 }
 
 // stalls holds all bytes back from a certain one on.
@@ -172,11 +163,7 @@ func stalls(t *testing.T, s Suite) {
 		})
 	}
 	wg.Wait()
-	for path := range p.Files() {
-		if bytes.Contains([]byte(path), []byte(".part-")) {
-			t.Errorf("%s was left", path)
-		}
-	}
+	noParts(t, p)
 }
 
 // stalledCheck holds a check's bytes back.

@@ -160,6 +160,28 @@ func Failed(t *testing.T, err error, reasons ...deliver.Reason) *deliver.Error {
 	return failure
 }
 
+// noParts checks that no temporary file was left.
+func noParts(t *testing.T, p Place) {
+	t.Helper()
+	for path := range p.Files() {
+		if strings.Contains(path, ".part-") {
+			t.Errorf("%s was left", path)
+		}
+	}
+}
+
+// Checked runs a check and wants it to end well, or at a step; it gives all steps, of
+// which that is the last.
+func Checked(t *testing.T, st deliver.Store, failing string) []wire.CheckStep {
+	t.Helper()
+	check := st.Check(t.Context())
+	last := check.Steps[len(check.Steps)-1]
+	if check.OK != (failing == "") || !check.OK && last.Step != failing {
+		t.Fatalf("want it to fail at %q, got %+v", failing, check)
+	}
+	return check.Steps
+}
+
 // Holds checks that the place holds these files and nothing else.
 func Holds(t *testing.T, p Place, want map[string][]byte) {
 	t.Helper()
