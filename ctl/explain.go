@@ -116,6 +116,11 @@ func specOf(req wire.StartRequest) (nft.Spec, error) {
 	if simple {
 		s.Sample, s.Snaplen = nft.SimpleSample, nft.SimpleSnaplen
 	}
+	if auto := req.LinkType == "" || req.LinkType == wire.LinkAuto; auto {
+		s.Raw = req.Format == wire.FormatPcap && !nft.Framed(s.Hooks)
+	} else {
+		s.Raw = req.LinkType == wire.LinkRaw
+	}
 	if req.Sample != nil {
 		s.Sample = *req.Sample
 	}

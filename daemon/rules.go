@@ -25,7 +25,7 @@ func (p *plan) rules(id string, cfg *config.Config) nft.Spec {
 	return nft.Spec{
 		ID: id, Name: r.Name, Filter: p.filter, Exclude: p.exclude,
 		Hooks: r.Hooks, Interfaces: r.Interfaces, Bare: p.bare != "", Offloaded: p.offloaded, Once: p.once, CPUs: nft.CPUs(),
-		Prefix: prefix(id), Snaplen: *r.Snaplen, QueueThreshold: math.MaxUint16,
+		Prefix: prefix(id), Snaplen: *r.Snaplen, Raw: r.LinkType == wire.LinkRaw, QueueThreshold: math.MaxUint16,
 		Sample: *r.Sample, SampleFlow: r.SampleBy == wire.SampleByFlow,
 		Rate: cfg.Limits.MaxPacketRate, HeadersOnly: r.HeadersOnly, Annotate: r.Annotate,
 	}
@@ -45,7 +45,7 @@ func (p *plan) classes() (stamped, clocked bool) {
 
 // ringConfig is the ring that reads what the kernel's part of the rules logs.
 func (p *plan) ringConfig(kernel nft.Spec, cfg *config.Config, sh *share) ring.Config {
-	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: kernel.Snaplen, Prefix: kernel.Prefix, Conntrack: p.request.Annotate}
+	rc := ring.Config{Memory: sh.slots, ReceiveBuffer: sh.recv, CopyRange: kernel.CopyRange(), Prefix: kernel.Prefix, Conntrack: p.request.Annotate}
 	stamped, clocked := p.classes()
 	if stamped {
 		rc.Stamped = groupsPerClass(cfg)

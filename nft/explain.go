@@ -103,6 +103,19 @@ func (s Spec) Staged() (kernel Spec, alone bool, err error) {
 	return s, true, nil
 }
 
+// etherHeader is the length of an Ethernet header in bytes.
+const etherHeader = 14
+
+// CopyRange is how many bytes of each packet the log rules hand over, which every reader of
+// their groups has to know; 0 = all. At egress what is handed over begins with the
+// link-layer header: where it does not count in Snaplen, there is that much more.
+func (s Spec) CopyRange() uint32 {
+	if s.Snaplen > 0 && s.Raw && slices.Contains(s.Hooks, "egress") {
+		return s.Snaplen + etherHeader
+	}
+	return s.Snaplen
+}
+
 // Explanation is a capture in words.
 type Explanation struct {
 	Ruleset string   // as nft prints it
@@ -189,6 +202,9 @@ func (s Spec) reader(alone bool) []string {
 		out = append(out, fmt.Sprintf("one flow in %d is kept, chosen %s", s.Sample, where))
 	case s.Sample > 1:
 		out = append(out, fmt.Sprintf("one packet in %d is kept, chosen %s", s.Sample, where))
+	}
+	if s.CopyRange() > s.Snaplen {
+		where = "by capd, because at egress the kernel's begin with the link-layer header"
 	}
 	if s.Snaplen > 0 {
 		out = append(out, fmt.Sprintf("the first %d bytes of each packet are kept, cut %s", s.Snaplen, where))

@@ -403,7 +403,7 @@ func (b *builder) gate(g *gate, groups []uint16) {
 	}
 	for i, group := range groups {
 		leaf(strconv.Itoa(i), countMatched, "matched", &logging{
-			prefix: b.spec.Prefix, group: group, snaplen: b.spec.Snaplen, threshold: b.spec.QueueThreshold})
+			prefix: b.spec.Prefix, group: group, snaplen: b.spec.CopyRange(), threshold: b.spec.QueueThreshold})
 	}
 }
 

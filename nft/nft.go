@@ -75,7 +75,8 @@ type Spec struct {
 	CPUs    int      // processors to spread over the groups; 0 = as many as groups
 
 	Prefix         string // of each log message; at most 127 bytes
-	Snaplen        uint32 // bytes of payload; 0 = whole packets
+	Snaplen        uint32 // bytes of each packet that are kept; 0 = whole packets
+	Raw            bool   // they are counted from the network header on; see CopyRange
 	QueueThreshold uint16 // packets a batch at most; 0 = the kernel's default
 	Sample         uint32 // one packet in Sample; 0 and 1 = all
 	SampleFlow     bool   // sample whole flows, both directions alike, instead of packets

@@ -334,6 +334,7 @@ func TestExplainParts(t *testing.T) {
 	d := testbed.StartDaemon(t, p.B, "")
 	for body, want := range map[string][]string{
 		`{"filter": "tcp port 443", "sample": 7, "snaplen": 96}`:                             {`"kernel":"tcp port 443"`, `"user":""`, "numgen random mod 7", "snaplen 96", "prerouting -450"},
+		`{"snaplen": 96, "interfaces": ["vb"], "link_type": "raw"}`:                          {"snaplen 110"},
 		`{"filter": "udp[4:2] - 8 > 100", "sample": 7, "snaplen": 96, "interfaces": ["vb"]}`: {`100, in part)"`, `"user":"(udp[4:2] - 8) > 100"`, "egress 450"},
 	} {
 		status, answer := d.Call("POST", wire.PathExplain, body)

@@ -167,3 +167,34 @@ func TestSamplingAndSnaplen(t *testing.T) {
 		}
 	}
 }
+
+// A snaplen is what files hold of a packet at every hook: at egress NFLOG's payload begins
+// with the Ethernet header, which a file of raw IP has not.
+func TestSnaplenOfRawAtEgress(t *testing.T) {
+	p := testbed.NewPair(t)
+	d := testbed.StartDaemon(t, p.B, "")
+	const count, port = 5, "5000"
+	for _, c := range []struct {
+		args  []string
+		times int // by which hooks each packet is seen
+	}{
+		{[]string{"-i", "vb", "--link-type", "raw"}, 1},
+		{[]string{"-i", "vb", "--hook", "output,egress", "--format", "pcap"}, 2},
+	} {
+		id := d.Must(append([]string{"start", "--snaplen", "64", "udp port " + port}, c.args...)...)
+		if _, err := testbed.SendUDP(testbed.Stream{From: p.B, To: p.A, Source: netip.AddrPortFrom(testbed.B4, 0),
+			Destination: netip.AddrPortFrom(testbed.A4, 5000), Count: count, Size: 900}); err != nil {
+			t.Fatal(err)
+		}
+		d.Must("stop", id)
+		packets := testbed.TsharkPackets(t, files(t, d, id)[0], "")
+		if len(packets) != count*c.times {
+			t.Errorf("%q: %d packets, want %d", c.args, len(packets), count*c.times)
+		}
+		for _, pk := range packets {
+			if pk.Captured != 64 || pk.Length != 20+8+900 {
+				t.Errorf("%q: captured %d of %d bytes, want 64 of 928", c.args, pk.Captured, pk.Length)
+			}
+		}
+	}
+}
