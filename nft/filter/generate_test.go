@@ -12,19 +12,25 @@ import (
 // and protocols, so that they often fit each other.
 type generator struct {
 	*rand.Rand
-	link Link
+	link  Link
+	wrong bool // packets may have bytes changed at random, such as a header's length
 }
 
 func pick[T any](g *generator, from []T) T { return from[g.IntN(len(from))] }
 
 var (
 	poolIPv4  = []string{"192.0.2.7", "192.0.2.8", "10.0.0.1", "10.9.0.2", "224.0.0.5", "255.255.255.255", "0.0.0.80"}
-	poolNet4  = []string{"192.0.2.0/24", "10.0.0.0/8", "192.0.2.6/31", "0.0.0.0/0", "10.9", "10", "224.0.0.0/4", "192.0.2.0 mask 255.255.255.0", "10.0.0.0 mask 255.0.255.0", "0.0.2.0 mask 0.0.255.0"}
+	// poolHost4 are addresses as people and libpcap write them too: cut, decimal, hexadecimal, octal.
+	poolHost4 = []string{"10.9", "192.0.2", "0xc0000207", "167772161", "0120", "80"}
+	poolNet4  = []string{"192.0.2.0/24", "10.0.0.0/8", "192.0.2.6/31", "0.0.0.0/0", "10.9", "10.9.0", "10", "012", "0x0a", "0xc00002", "10.9/16", "224.0.0.0/4", "192.0.2.0 mask 255.255.255.0", "10.0.0.0 mask 255.0.255.0", "0.0.2.0 mask 0.0.255.0"}
 	poolIPv6  = []string{"2001:db8::7", "2001:db8::8", "ff02::1", "::1", "fe80::1:2:3:4"}
 	poolNet6  = []string{"2001:db8::/32", "ff00::/8", "::/0", "2001:db8::/127", "fe80::/10", "::/96"}
 	poolPort  = []uint16{22, 53, 80, 443, 5060, 65535, 0}
 	poolProto = []byte{1, 2, 4, 6, 17, 41, 44, 47, 50, 51, 58, 59, 103, 112, 132, 255}
+	poolName  = []string{"ssh", "domain", "http", "https", "sip", "tftp", "0x50", "0120", "0x35"}
+	poolRange = []string{"ssh-http", "domain-https", "80-ssh", "022-080", "65535-0", "80", "tftp-syslog"}
 	poolMAC   = []string{"00:00:5e:00:53:01", "00:00:5e:00:53:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:05"}
+	poolMACs  = append(poolMAC, "0:0:5e:0:53:1", "00-00-5E-00-53-01", "0000.5e00.5302", "00005e005301")
 	poolEther = []uint16{0x0800, 0x0806, 0x8035, 0x86dd, 0x8100, 0x88a8, 0x9100, 0x88cc, 0x8847, 0x8864, 0x8863, 0x6003, 0x809b, 0x80f3, 0x8137, 0x0030, 0x05dc, 0x05dd}
 	poolSAP   = []byte{0x42, 0xfe, 0xf0, 0xe0, 0x06, 0xaa, 0xff}
 	poolLabel = []uint32{0, 16, 1024, 100000, 1048575}
@@ -34,7 +40,11 @@ var (
 
 // expression is a filter of bounded depth.
 func (g *generator) expression(depth int) string {
-	switch n := g.IntN(10); {
+	switch n := g.IntN(12); {
+	case n == 10: // an id that repeats what stood before, or that stands alone
+		return g.expression(max(depth-1, 0)) + pick(g, []string{" or ", " and ", " or not ", " and not ", " and (", " or not ("}) + g.id()
+	case n == 11: // layers inside each other
+		return g.layers() + g.expression(max(depth-1, 0))
 	case depth == 3 && n == 0: // more alternatives than a packet can come through chains
 		parts := make([]string, 5+g.IntN(20))
 		for i := range parts {
@@ -53,19 +63,50 @@ func (g *generator) expression(depth int) string {
 	return "(" + g.expression(depth-1) + ")"
 }
 
+// id is one without a qualifier. Sometimes it lacks a parenthesis: then both of us refuse.
+func (g *generator) id() string {
+	id := pick(g, []string{pick(g, poolIPv4), pick(g, poolIPv6), pick(g, poolHost4), fmt.Sprint(pick(g, poolPort)), pick(g, poolName), fmt.Sprint(pick(g, poolProto))})
+	switch g.IntN(4) {
+	case 0:
+		return id + ")"
+	case 1:
+		return id + " or " + fmt.Sprint(pick(g, poolPort)) + ")"
+	}
+	return id
+}
+
+// layers is what makes later primitives look further in.
+func (g *generator) layers() string {
+	if g.link == LinkRaw {
+		return pick(g, []string{"ip and ", "ip6 and ", "not ", "", "len > 0 && "})
+	}
+	text := ""
+	for range 1 + g.IntN(3) {
+		text += pick(g, []string{"vlan", "vlan", fmt.Sprintf("vlan %d", pick(g, poolVLAN)), "mpls", "mpls", fmt.Sprintf("mpls %d", pick(g, poolLabel)), "pppoes", "(vlan)", "not vlan"}) +
+			pick(g, []string{" and ", " && ", " and ", " or ", "\n and\t"})
+	}
+	return text
+}
+
 func (g *generator) dir() string {
 	return pick(g, []string{"", "", "src ", "dst ", "src or dst ", "src and dst ", "dst or src "})
 }
 
 // list repeats an id with the shorthand for it.
 func (g *generator) list(head string, id func() string) string {
-	switch g.IntN(6) {
+	switch g.IntN(10) {
 	case 0:
 		return head + id() + " or " + id()
 	case 1:
 		return head + "(" + id() + " or " + id() + ")"
 	case 2:
 		return head + id() + " or not " + id()
+	case 3:
+		return head + "not " + id() + " and not " + id()
+	case 4:
+		return head + "not (" + id() + " or " + id() + ")"
+	case 5:
+		return head + "(" + id() + " and (not " + id() + ")) or " + id()
 	}
 	return head + id()
 }
@@ -74,10 +115,23 @@ func (g *generator) primitive() string {
 	if g.link == LinkEthernet && g.IntN(4) == 0 {
 		return g.etherPrimitive()
 	}
-	switch g.IntN(14) {
+	switch g.IntN(16) {
 	case 0, 1:
-		id := func() string { return pick(g, append(poolIPv4, poolIPv6...)) }
-		return g.list(g.dir()+"host ", id)
+		id := func() string { return pick(g, append(append(poolHost4[:2:2], poolIPv4...), poolIPv6...)) }
+		return g.list(g.dir()+pick(g, []string{"host ", "host ", "src ", "dst "}), id)
+	case 13:
+		id := func() string { return pick(g, append(poolName, fmt.Sprint(pick(g, poolPort)))) }
+		return g.list(pick(g, []string{"", "", "tcp ", "udp ", "sctp "})+g.dir()+"port ", id)
+	case 14:
+		return pick(g, []string{
+			pick(g, []string{"", "", "tcp ", "udp "}) + g.dir() + "portrange " + pick(g, poolRange),
+			g.dir() + "host " + pick(g, poolHost4),
+			pick(g, []string{"ip", "ip6", ""}) + " proto \\" + pick(g, []string{"tcp", "udp", "icmp", "sctp", "ah", "esp", "pim", "igmp", "vrrp", "ip"}),
+			pick(g, []string{"ip ", "ip6 ", "tcp ", "icmp "}) + g.dir() + pick(g, []string{"host ", "net ", "port ", ""}) + pick(g, []string{"192.0.2.7", "2001:db8::7", "10.9", "80"}),
+			pick(g, []string{"less", "greater"}) + pick(g, []string{" 0", " 0x3c", " 074", " 4294967295", " 60", " (60)", "60"}),
+			pick(g, []string{"carp", "igrp", "igrp[0] > 5", "carp[0] & 0xf0 = 0x20", "pim[0] & 0xf > 3", "vrrp[1] != 5", "sctp[12] > 5"}),
+			pick(g, []string{"proto 300", "ip proto 0", "ip6 proto 0 or 43 or 44 or 60", "ip6 proto 44 and ip6[40] = 6", "proto (6 or 17)"}),
+		})
 	case 2:
 		return g.dir() + "net " + pick(g, append(poolNet4, poolNet6...))
 	case 3, 4:
@@ -100,6 +154,10 @@ func (g *generator) primitive() string {
 			"icmp6[icmp6type] = 128", "ip[0] & 0xf > 5", "ip[6:2] & 0x1fff = 0", "ip[6] & 0x20 != 0", "ip[8] < 5", "ip[9] = 17",
 			"ip[12:4] = ip[16:4]", "ip[2:2] - ((ip[0] & 0xf) << 2) > 20", "tcp[((tcp[12] & 0xf0) >> 2):2] = 0x6162",
 			"udp[4:2] > 20", "udp[0:2] = udp[2:2]", "ip6[4:2] > 20", "ip6[6] = 0", "sctp[0] = 0", "igmp[0] = 0x11", "len - 20 > 40",
+			"icmp[icmpcode] < 2", "icmp6[icmp6code] != 0", "icmp6[icmp6type] >= icmp6-neighborsolicit", "tcp[tcpflags] & tcp-syn == tcp-syn", "tcp[13] & 0x12 = 0x12",
+			"ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) != 0", "ip[len - 1] != 0", "ip[len - 4:4] > 1", "ip6[len - 41] = 0", "ip[2:2] = len", "ip[2:2] + 14 = len",
+			"ip6[4:2] + 40 = len", "ip[(ip[0] & 0xf) << 2:2] = 80", "ip[ip[8]:4] > 5", "ip[0] & 15 << 2 > 20", "tcp[tcp[12] >> 4 << 2] != 0", "udp[len - 29] != 0",
+			"ip[60:4] >= 0", "tcp[1500] = 0", "ip[65535] = 0", "ip6[1000:2] != 5", "-1 = len", "1 + 1 = 2", "5 > 6",
 		})
 	case 12:
 		return "ip host " + pick(g, poolIPv4)
@@ -121,7 +179,7 @@ func (g *generator) etherPrimitive() string {
 	case 0:
 		return pick(g, []string{"arp", "rarp", "broadcast", "multicast", "ether broadcast", "ether multicast"})
 	case 1, 2:
-		return g.list("ether "+g.dir()+"host ", func() string { return pick(g, poolMAC) })
+		return g.list(pick(g, []string{"ether ", "link "})+g.dir()+pick(g, []string{"host ", "host ", "src "}), func() string { return pick(g, poolMACs) })
 	case 3:
 		return fmt.Sprintf("ether proto 0x%x", pick(g, poolEther))
 	case 4:
@@ -131,20 +189,22 @@ func (g *generator) etherPrimitive() string {
 	case 6:
 		return pick(g, []string{"arp ", "rarp "}) + g.dir() + "host " + pick(g, poolIPv4)
 	}
-	return pick(g, []string{"ether[0] & 1 = 0", "ether[12:2] <= 1500", "ether[14:2] = 0xaaaa", "arp[6:2] = 1", "ether[20:4] > 5", "ether[6:4] = ether[0:4]"})
+	return pick(g, []string{"arp net 192.0.2.0/24", "arp src 10.9", "rarp net 10", "ether proto \\arp or \\ip6", "ether proto (0x800 or 0x806)", "ether proto 65536", "ether proto 1501 or 1500",
+		"ether[len - 1] = 0", "ether[len - 4:4] != 0", "ether[len - 2:4] = 0", "arp[len - 15] = 0", "ether[12:2] + 14 = len", "ether[0:2] + ip[0] > 5", "arp[24:4] = arp[14:4]", "lat[0] > 5", "mopdl[1:2] > 9",
+		"ether[0] & 1 = 0", "ether[12:2] <= 1500", "ether[14:2] = 0xaaaa", "arp[6:2] = 1", "ether[20:4] > 5", "ether[6:4] = ether[0:4]"})
 }
 
 // number is an arithmetic expression.
 func (g *generator) number(depth int) string {
 	switch n := g.IntN(8); {
 	case depth == 0 || n < 2:
-		return pick(g, []string{"0", "1", "2", "5", "17", "0x45", "0x60", "64", "255", "1000", "0xffffffff"})
+		return pick(g, []string{"0", "1", "2", "5", "17", "0x45", "0x60", "64", "255", "1000", "0xffffffff", "021", "tcp-syn", "icmp-echo", "icmp6type", "4294967295"})
 	case n < 3:
 		return "len"
 	case n < 5:
-		return fmt.Sprintf("%s[%d%s]", pick(g, []string{"ip", "ip6", "tcp", "udp", "icmp", "icmp6"}), g.IntN(44), pick(g, []string{"", ":1", ":2", ":4"}))
+		return fmt.Sprintf("%s[%d%s]", pick(g, g.countable()), g.IntN(44), pick(g, []string{"", ":1", ":2", ":4"}))
 	case n < 6:
-		return fmt.Sprintf(pick(g, []string{"ip[%s]", "ip[%s]", "-%s"}), g.number(depth-1))
+		return fmt.Sprintf(pick(g, []string{"ip[%s]", "ip[%s]", "-%s", pick(g, g.countable()) + "[%s:2]"}), g.number(depth-1))
 	}
 	op := pick(g, []string{"+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>"})
 	right := g.number(depth - 1)
@@ -161,6 +221,15 @@ func (g *generator) number(depth int) string {
 	return text
 }
 
+// countable are the protocols whose bytes are often there.
+func (g *generator) countable() []string {
+	all := []string{"ip", "ip", "ip6", "ip6", "tcp", "udp", "icmp", "icmp6", "sctp", "igmp", "pim", "vrrp"}
+	if g.link == LinkEthernet {
+		all = append(all, "ether", "ether", "link", "arp", "rarp", "decnet")
+	}
+	return all
+}
+
 // packet is one packet of the link, sometimes cut short.
 func (g *generator) packet() []byte {
 	var p []byte
@@ -168,6 +237,9 @@ func (g *generator) packet() []byte {
 		p = g.ethernet()
 	} else {
 		p = g.ip()
+	}
+	if g.wrong && g.IntN(6) == 0 && len(p) > 0 {
+		p[g.IntN(min(len(p), 64))] = byte(g.IntN(256))
 	}
 	if g.IntN(6) == 0 && len(p) > 0 {
 		p = p[:g.IntN(len(p))]

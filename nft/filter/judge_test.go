@@ -85,7 +85,7 @@ func TestMatcherIsLibpcap(t *testing.T) {
 	testbed.NeedCommand(t, "tcpdump")
 	seed := seed()
 	for _, link := range []Link{LinkRaw, LinkEthernet} {
-		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(link))), link: link}
+		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(link))), link: link, wrong: true}
 		accepted, refused, wanted := 0, 0, 0
 		for range expressions(500) {
 			text := g.expression(g.IntN(4))

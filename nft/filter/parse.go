@@ -234,13 +234,14 @@ func (p *parser) term(q qualifier) (node Node, number Expr, _ qualifier, err err
 	return p.relation(number, q)
 }
 
-// parentheses reads ( … ): an expression, ids, or a number.
+// parentheses reads ( … ): an expression, ids, or a number. What stands inside gives no
+// qualifier to what stands after.
 func (p *parser) parentheses(q qualifier) (Node, Expr, qualifier, error) {
 	if err := p.advance(); err != nil {
 		return nil, nil, q, err
 	}
 	at := p.tok
-	node, number, inner, err := p.term(q)
+	node, number, inner, err := p.term(q) // inner: what an id inside the parentheses repeats
 	if err != nil {
 		return nil, nil, q, err
 	}
@@ -254,11 +255,10 @@ func (p *parser) parentheses(q qualifier) (Node, Expr, qualifier, error) {
 		}
 		return nil, number, q, nil
 	}
-	node, inner, err = p.more(node, inner)
-	if err != nil {
+	if node, _, err = p.more(node, inner); err != nil {
 		return nil, nil, q, err
 	}
-	return group{ungroup(node)}, nil, inner, p.expect(")")
+	return group{ungroup(node)}, nil, q, p.expect(")")
 }
 
 func (p *parser) expectClose(number Expr) error {
@@ -288,9 +288,11 @@ func (p *parser) primitive(q qualifier) (Node, Expr, qualifier, error) {
 		if err := p.advance(); err != nil {
 			return done(nil, err)
 		}
-		n, err := p.plainNumber("a length in bytes")
+		if p.tok.kind != tokNumber {
+			return done(nil, p.unexpected("a length in bytes"))
+		}
 		op := map[string]string{"less": "<=", "greater": ">="}[word.text]
-		return done(Relation{op, PacketLength{}, Number(n)}, err)
+		return done(Relation{op, PacketLength{}, Number(p.tok.value)}, p.advance())
 	case "vlan":
 		n, err := p.labelled("a VLAN's number", 4095)
 		return done(VLAN{n, word.at + 1}, err)

@@ -326,7 +326,7 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 		"host names are not looked up, because what they stand for changes: %q", t.text)
 }
 
-// portRange reads LOW-HIGH, or one port; either can be a name.
+// portRange reads LOW-HIGH; either can be a name.
 func (p *parser) portRange(t token, q qualifier) (Node, error) {
 	one := func(text string) (Proto, uint32, error) {
 		if isNumber(text) {
@@ -342,7 +342,7 @@ func (p *parser) portRange(t token, q qualifier) (Node, error) {
 	}
 	lowText, highText, isRange := strings.Cut(t.text, "-")
 	if !isRange {
-		highText = lowText
+		return nil, p.wrong(t, fmt.Sprintf("write two ports with a hyphen, such as 80-90, or port %s", t.text), "%q is no range of ports", t.text)
 	}
 	lowProto, low, err := one(lowText)
 	if err != nil {
