@@ -265,7 +265,13 @@ func (n Relation) String() string {
 
 func (n Number) String() string     { return strconv.FormatUint(uint64(n), 10) }
 func (PacketLength) String() string { return "len" }
-func (n Negative) String() string   { return "-(" + n.X.String() + ")" }
+
+func (n Negative) String() string {
+	if x, ok := n.X.(Number); ok {
+		return "-" + x.String()
+	}
+	return "-(" + n.X.String() + ")"
+}
 
 func (n Load) String() string {
 	if n.Size == 1 {

@@ -19,7 +19,7 @@ type generator struct {
 func pick[T any](g *generator, from []T) T { return from[g.IntN(len(from))] }
 
 var (
-	poolIPv4  = []string{"192.0.2.7", "192.0.2.8", "10.0.0.1", "10.9.0.2", "224.0.0.5", "255.255.255.255", "0.0.0.80"}
+	poolIPv4 = []string{"192.0.2.7", "192.0.2.8", "10.0.0.1", "10.9.0.2", "224.0.0.5", "255.255.255.255", "0.0.0.80"}
 	// poolHost4 are addresses as people and libpcap write them too: cut, decimal, hexadecimal, octal.
 	poolHost4 = []string{"10.9", "192.0.2", "0xc0000207", "167772161", "0120", "80"}
 	poolNet4  = []string{"192.0.2.0/24", "10.0.0.0/8", "192.0.2.6/31", "0.0.0.0/0", "10.9", "10.9.0", "10", "012", "0x0a", "0xc00002", "10.9/16", "224.0.0.0/4", "192.0.2.0 mask 255.255.255.0", "10.0.0.0 mask 255.0.255.0", "0.0.2.0 mask 0.0.255.0"}

@@ -129,6 +129,10 @@ var headerKeys = map[Proto]map[[2]uint32]Key{
 	IP6: {{4, 2}: IP6Length, {6, 1}: IP6NextHdr, {7, 1}: IP6HopLimit},
 }
 
+// maxKernelOffset bounds the places that rules look at, counted from the beginning of a
+// header: most kernels keep them in 8 bits and refuse what is larger (net/netfilter/nft_payload.c).
+const maxKernelOffset = 255
+
 // literal gives the kernel's form of a test; ok is false where it has none.
 func (t *condTest) literal(link Link) (l literal, ok bool) {
 	if _, isLength := t.left.(length); isLength && link == LinkRaw {
@@ -167,6 +171,9 @@ func (t *condTest) literal(link Link) (l literal, ok bool) {
 		}
 	default:
 		l.header, l.match.Key = "ll", Raw("ll", offset, size)
+	}
+	if offset > maxKernelOffset {
+		return l, false
 	}
 	l.end = offset + size
 	if mask != full {

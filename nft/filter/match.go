@@ -234,21 +234,24 @@ func (p *Packet) number(v value) (n uint32, ok bool) {
 	case length:
 		return p.Length, true
 	case load:
-		offset := int(v.offset)
+		var index uint32
 		if v.index != nil {
-			index, ok := p.number(v.index)
-			if !ok || index > maxOffset {
+			var ok bool
+			if index, ok = p.number(v.index); !ok {
 				return 0, false
 			}
-			offset += int(index)
 		}
 		if v.base == transport {
 			first, ok := p.bytes(int(v.header), 1)
 			if !ok {
 				return 0, false
 			}
-			offset += int(first&0x0f) * 4
+			index += (first & 0x0f) * 4 // modulo 2^32: udp[-1] is the IP header's last byte
 		}
+		if index > maxOffset {
+			return 0, false
+		}
+		offset := int(v.offset) + int(index)
 		return p.bytes(offset, v.size)
 	case *binary32:
 		x, ok := p.number(v.x)
