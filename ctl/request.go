@@ -289,15 +289,8 @@ func fieldError(name string, err error) error {
 // wants says in JSON's words what a field takes, of a Go type where it has no range of its
 // own.
 func wants(field string, t reflect.Type) string {
-	switch field {
-	case "snaplen":
-		return fmt.Sprintf("a whole number, 0 or %d to %d", wire.MinSnaplen, wire.MaxSnaplen)
-	case "sample":
-		return fmt.Sprintf("a whole number, 1 to %d", wire.MaxSample)
-	case "packet_limit":
-		return fmt.Sprintf("a whole number, 0 to %d", uint64(wire.MaxPacketLimit))
-	case "ring":
-		return fmt.Sprintf("a whole number, 0 to %d", wire.MaxRing)
+	if own := wire.NumberRange(field); own != "" {
+		return "a whole number: " + own
 	}
 	switch t.Kind() {
 	case reflect.Bool:
@@ -309,7 +302,7 @@ func wants(field string, t reflect.Type) string {
 	case reflect.Map, reflect.Struct:
 		return "an object"
 	case reflect.Uint16:
-		return "a whole number, 0 to 65535"
+		return "a whole number: 0 to 65535"
 	}
 	return t.String()
 }

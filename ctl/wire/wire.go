@@ -18,16 +18,6 @@ func NetnsSocket(name string) string { return "/run/capd/" + name + "/capd.sock"
 // MaxRequestBody is the largest request body that capd reads, in bytes; more gets 413.
 const MaxRequestBody = 1 << 20
 
-// Ranges of a request's numbers that hold on every box. 0 is valid besides for a snaplen
-// (whole packets), for a ring (every segment is kept) and for a packet limit (none).
-const (
-	MinSnaplen     = 34 // an Ethernet and an IPv4 header
-	MaxSnaplen     = 262144
-	MaxSample      = 1_000_000_000
-	MaxRing        = 10000
-	MaxPacketLimit = 1<<63 - 1
-)
-
 // StartRequest asks for a capture. Every field is optional: a nil pointer, an empty
 // string or an empty list means "the box's default"; a pointer to zero means zero.
 type StartRequest struct {

@@ -115,15 +115,8 @@ func unquotable(c rune) bool {
 // numberHint says what a field of whole numbers takes; most is what its type holds, which
 // is the range of those that have none of their own.
 func numberHint(field string, most uint64) string {
-	switch field {
-	case "snaplen":
-		return fmt.Sprintf("write 0 for whole packets, or %d to %d", wire.MinSnaplen, wire.MaxSnaplen)
-	case "sample":
-		return fmt.Sprintf("write 1 for every packet, or N for one in N, at most %d", wire.MaxSample)
-	case "packet_limit":
-		return fmt.Sprintf("write 0 for none, or 1 to %d", uint64(wire.MaxPacketLimit))
-	case "ring":
-		return fmt.Sprintf("write 0 to keep all segments, or 1 to %d", wire.MaxRing)
+	if own := wire.NumberRange(field); own != "" {
+		return "write " + own
 	}
 	return fmt.Sprintf("write a whole number from 0 to %d", most)
 }
