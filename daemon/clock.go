@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"capd/ctl/wire"
 )
 
@@ -89,4 +91,21 @@ func (d *Daemon) tellClock(step time.Duration, captures []*capture) {
 		}
 		c.mu.Unlock()
 	}
+}
+
+// readClock asks the kernel; unprivileged reads are allowed.
+func readClock() wire.ClockState {
+	out := wire.ClockState{Time: wire.Time{Time: time.Now().UTC()}}
+	var tx unix.Timex
+	state, err := unix.Adjtimex(&tx)
+	if err != nil {
+		return out
+	}
+	out.Synchronized = state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0
+	out.MaxErrorUS = int64(tx.Maxerror)
+	out.OffsetNS = int64(tx.Offset)
+	if tx.Status&unix.STA_NANO == 0 {
+		out.OffsetNS *= 1000
+	}
+	return out
 }

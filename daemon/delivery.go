@@ -68,12 +68,12 @@ func (d *Daemon) makeManifest(c *capture) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	seal, err := newSealing(d.config().Destinations[c.record.Capture.Destination])
+	sealing, err := sealingOf(d.config().Destinations[c.record.Capture.Destination])
 	if err != nil {
 		return nil, err
 	}
-	if c.record.Sealed = len(seal.recipients) > 0; c.record.Sealed {
-		if data, err = seal.whole(data); err != nil {
+	if c.record.Sealed = sealing.Sealed(); c.record.Sealed {
+		if data, err = sealing.Whole(data); err != nil {
 			return nil, err
 		}
 	}

@@ -3,7 +3,6 @@ package daemon
 import (
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,23 +15,6 @@ const (
 	manifestSigning   = "signing" // the manifest is there, its signature is not
 	manifestDelivered = "delivered"
 )
-
-// readClock asks the kernel; unprivileged reads are allowed.
-func readClock() wire.ClockState {
-	out := wire.ClockState{Time: wire.Time{Time: time.Now().UTC()}}
-	var tx unix.Timex
-	state, err := unix.Adjtimex(&tx)
-	if err != nil {
-		return out
-	}
-	out.Synchronized = state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0
-	out.MaxErrorUS = int64(tx.Maxerror)
-	out.OffsetNS = int64(tx.Offset)
-	if tx.Status&unix.STA_NANO == 0 {
-		out.OffsetNS *= 1000
-	}
-	return out
-}
 
 // kernelRelease is `uname -sr`.
 func kernelRelease() string {

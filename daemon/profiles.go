@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"capd/ctl/wire"
 	"capd/daemon/config"
 	"capd/daemon/deliver"
+	"capd/daemon/seal"
+	"capd/daemon/spool"
 )
 
 // profileOf is a configured destination as the delivering process needs it. It holds
@@ -39,7 +42,7 @@ func CheckConfig(cfg *config.Config) error {
 		if err := profileOf(c).Validate(); err != nil {
 			refuse(c.File, c.Line, "", "%v", err)
 		}
-		if _, err := newSealing(c); err != nil {
+		if _, err := sealingOf(c); err != nil {
 			refuse(c.File, c.Line, "encrypt_to", "destination %s: %v", name, err)
 		}
 	}
@@ -50,6 +53,21 @@ func CheckConfig(cfg *config.Config) error {
 		refuse("capd.toml", 0, "ring.receive_buffer", "%s is too little for limits.max_captures = %d: write at least %s, or fewer captures", cfg.Ring.ReceiveBuffer, cfg.Limits.MaxCaptures, mebibytes(least))
 	}
 	return errors.Join(errs...)
+}
+
+// sealingOf is what a profile asks to be done with segments before they touch the disk.
+func sealingOf(c config.Destination) (*seal.Sealing, error) {
+	return seal.New(c.Compression == config.CompressionZstd, c.EncryptTo)
+}
+
+// segments names a capture's files and encodes them as their destination asks.
+func segments(s *seal.Sealing, format string) func(int) (string, spool.Encode) {
+	suffix := s.Suffix()
+	var encode spool.Encode
+	if suffix != "" {
+		encode = func(dst io.Writer) (spool.Encoder, error) { return s.Begin(dst) }
+	}
+	return func(n int) (string, spool.Encode) { return fmt.Sprintf("%04d.%s%s", n, format, suffix), encode }
 }
 
 // mebibytes writes a size as a configuration would, rounded up.

@@ -20,7 +20,7 @@ func pulsing(t *testing.T) (*pulse, *engine, *[]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := spool.NewWriter(spool.Options{Create: spool.InFolder(t.TempDir()), Segment: (*sealing)(nil).segments("pcapng"), Memory: memory.Bytes(),
+	out, err := spool.NewWriter(spool.Options{Create: spool.InFolder(t.TempDir()), Segment: segments(nil, "pcapng"), Memory: memory.Bytes(),
 		SegmentSize: 1 << 20, Finished: func(spool.Segment) {}})
 	if err != nil {
 		t.Fatal(err)

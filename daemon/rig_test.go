@@ -150,7 +150,7 @@ func newEngine(t testing.TB, req wire.StartRequest, s source, memory int, option
 		t.Fatal(err)
 	}
 	t.Cleanup(blocks.Free)
-	options.Segment, options.Memory, options.SegmentSize = (*sealing)(nil).segments(p.request.Format), blocks.Bytes(), int64(*p.request.SegmentSize)
+	options.Segment, options.Memory, options.SegmentSize = segments(nil, p.request.Format), blocks.Bytes(), int64(*p.request.SegmentSize)
 	options.Finished, options.Repair = func(spool.Segment) {}, repairer(p.request.Format)
 	out, err := spool.NewWriter(options)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"capd/ctl/wire"
 	"capd/daemon/config"
+	"capd/daemon/seal"
 	"capd/daemon/spool"
 	"capd/nft"
 	"capd/ring"
@@ -86,16 +87,16 @@ func (s *starting) openGroups() (err error) {
 // prepareEngine makes the engine between the groups and the files, or the stream.
 func (s *starting) prepareEngine() error {
 	p, r := s.plan, s.running
-	var seal *sealing
+	var sealing *seal.Sealing
 	if p.request.Destination != "" {
 		var err error
-		if seal, err = newSealing(s.cfg.Destinations[p.request.Destination]); err != nil {
+		if sealing, err = sealingOf(s.cfg.Destinations[p.request.Destination]); err != nil {
 			return err
 		}
 	}
 	enc := newEncoder(s.id, p, s.d)
 	options := spool.Options{
-		Create: s.create, Segment: seal.segments(p.request.Format),
+		Create: s.create, Segment: segments(sealing, p.request.Format),
 		Memory: r.share.blocks.Bytes(), SegmentSize: int64(*p.request.SegmentSize), Ahead: s.d.mayAllocate,
 		Admit: s.admit, Release: s.d.spool.Release, Written: s.d.spool.Written,
 		Finished: s.segmentFinished, Repair: repairer(p.request.Format),

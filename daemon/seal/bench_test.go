@@ -1,4 +1,4 @@
-package daemon
+package seal
 
 import (
 	"bytes"
@@ -8,8 +8,6 @@ import (
 	"testing"
 
 	"filippo.io/age"
-
-	"capd/daemon/config"
 )
 
 // BenchmarkSeal seals a segment of the default size in pieces of 1 MiB to one recipient and
@@ -33,7 +31,7 @@ func BenchmarkSeal(b *testing.B) {
 				}
 				to = append(to, identity.Recipient().String())
 			}
-			s, err := newSealing(config.Destination{EncryptTo: to})
+			s, err := New(false, to)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -42,7 +40,7 @@ func BenchmarkSeal(b *testing.B) {
 			before := cpuTime(b)
 			for b.Loop() {
 				sealed.Reset()
-				w, err := s.encode(sealed)
+				w, err := s.Begin(sealed)
 				if err != nil {
 					b.Fatal(err)
 				}
