@@ -146,8 +146,15 @@ func (a *app) merge(ctx context.Context, args []string, out string, force bool, 
 	return nil
 }
 
-// writeNew makes a file that appears under its name when it is whole.
+// writeNew makes a file that appears under its name when it is whole. A pipe or a device
+// (mkfifo, >(…), /dev/stdout) is never replaced: it is written to.
 func writeNew(path string, force bool, write func(io.Writer) error) (err error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		if info.IsDir() {
+			return fmt.Errorf("%s is a folder: name a file in it", path)
+		}
+		return writeInto(path, write)
+	}
 	if _, err := os.Lstat(path); err == nil && !force {
 		return fmt.Errorf("%s is there already (--force replaces it)", path)
 	}
@@ -171,6 +178,16 @@ func writeNew(path string, force bool, write func(io.Writer) error) (err error) 
 		return os.Rename(tmp.Name(), path)
 	}
 	return renameNew(tmp.Name(), path)
+}
+
+// writeInto writes to what is there and is no file of its own.
+func writeInto(path string, write func(io.Writer) error) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return write(f)
 }
 
 // mergeSet collects the files to merge and what is known about where they are from.
