@@ -33,6 +33,9 @@ type record struct {
 	InMemory bool `json:"in_memory,omitempty"`
 	// Gone: something that was to be delivered is on this box no more.
 	Gone bool `json:"gone,omitempty"`
+	// Refusal: why the latest file that only a person can help was not delivered. A file's
+	// own entry holds no more than the text.
+	Refusal *wire.Problem `json:"refusal,omitempty"`
 }
 
 // capture is one capture from its request to its end.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,18 +38,21 @@ func (d *Daemon) deliver(c *capture) {
 	if rec.Status != wire.StatusDelivering {
 		return
 	}
-	var failed *wire.File
-	for i, f := range rec.Files {
+	var failed *wire.Problem
+	for _, f := range rec.Files {
 		switch f.Status {
 		case wire.FileDelivered, wire.FileRemoved:
 		case wire.FileFailed:
-			failed = &rec.Files[i]
+			failed = undelivered(f.Name, wire.Problem{Code: wire.CodeDestinationRefused, Message: f.Error})
 		default:
 			return
 		}
 	}
 	if failed != nil {
-		c.failLocked(failed.Name, failed.Error)
+		if c.record.Refusal != nil {
+			failed = c.record.Refusal // says more
+		}
+		c.failLocked(failed)
 		return
 	}
 	d.closingFilesLocked(c)
@@ -96,7 +100,7 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 		}
 		if err != nil {
 			c.log.Error("make the manifest", "err", err)
-			c.failLocked(c.record.manifestName(), err.Error())
+			c.failLocked(undelivered(c.record.manifestName(), wire.Problem{Code: wire.CodeInternal, Message: err.Error(), Hint: "journalctl -u capd says more"}))
 			return
 		}
 		c.record.Manifest = manifestSpooled
@@ -108,7 +112,7 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 	case manifestDelivered:
 		if err := d.spool.RemoveFolder(c.id); err != nil {
 			c.log.Error("remove what was delivered", "err", err)
-			c.failLocked(c.record.manifestName(), err.Error())
+			c.failLocked(undelivered(c.record.manifestName(), wire.Problem{Code: wire.CodeInternal, Message: err.Error(), Hint: "journalctl -u capd says more"}))
 			return
 		}
 		c.finishLocked()
@@ -118,15 +122,21 @@ func (d *Daemon) closingFilesLocked(c *capture) {
 	go c.saveOrLog()
 }
 
-// failLocked ends a delivery that only a person can mend.
-func (c *capture) failLocked(name, why string) {
+// undelivered is what stands in a capture's record of a file that was not delivered.
+func undelivered(name string, why wire.Problem) *wire.Problem {
+	why.Message = name + " is not delivered: " + why.Message
+	return &why
+}
+
+// failLocked ends a delivery that only a person can mend: what to do, and then a retry.
+func (c *capture) failLocked(why *wire.Problem) {
 	rec := &c.record.Capture
 	rec.Status, rec.Completed = wire.StatusFailed, now()
-	rec.Error = &wire.Problem{Code: wire.CodeDestinationRefused, Message: fmt.Sprintf("%s is not delivered: %s", name, why),
-		Hint: "mend the destination, then: capctl retry " + c.id[:8]}
+	mend := cmp.Or(why.Hint, "mend the destination")
+	rec.Error = &wire.Problem{Code: why.Code, Message: why.Message, Hint: mend + "; then: capctl retry " + c.id[:8]}
 	c.d.expireLater(c)
 	c.tellEndLocked()
-	c.log.Error("delivery failed", "file", name, "err", why)
+	c.log.Error("delivery failed", "err", why.Message, "code", why.Code)
 	go c.saveOrLog()
 }
 
@@ -189,6 +199,9 @@ func (c *capture) delivered(name string, u deliver.Update) {
 	}
 	if u.Err != nil {
 		c.d.forgetCheck(rec.Destination)
+		if u.State == deliver.StateFailed {
+			c.record.Refusal = undelivered(name, *u.Err.Problem())
+		}
 	}
 	if i := slices.IndexFunc(rec.Files, func(f wire.File) bool { return f.Name == name }); i >= 0 {
 		noteDelivery(&rec.Files[i], u)
@@ -241,7 +254,7 @@ func (c *capture) noteClosingFile(name string, u deliver.Update) {
 	case u.State == deliver.StateDelivered && name == wire.SignatureName:
 		c.record.Manifest = manifestDelivered
 	case u.State == deliver.StateFailed:
-		c.failLocked(name, u.Err.Message)
+		c.failLocked(c.record.Refusal)
 	case u.State == deliver.StateWaiting:
 		c.record.Capture.Error = &wire.Problem{Code: u.Err.Code, Message: name + ": " + u.Err.Message, Hint: u.Err.Hint}
 	}
@@ -273,6 +286,7 @@ func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
 	}
 	if rec.Status == wire.StatusFailed && c.record.Manifest != manifestDelivered {
 		rec.Status, rec.Completed, rec.Error = wire.StatusDelivering, nil, nil
+		c.record.Refusal = nil
 		for i := range rec.Files {
 			if rec.Files[i].Status == wire.FileFailed {
 				rec.Files[i].Status, rec.Files[i].Error = wire.FileSpooled, ""

@@ -68,6 +68,7 @@ func (c *capture) interrupted() {
 		if err != nil {
 			c.log.Error("repair segment", "file", name, "err", err)
 			rec.Files = append(rec.Files, wire.File{Name: name, Status: wire.FileFailed, Interrupted: true, Error: err.Error()})
+			c.record.Refusal = unreadable(name, err)
 			continue
 		}
 		if segment.Packets == 0 {
@@ -173,7 +174,13 @@ func (c *capture) cutFile(name string) wire.File {
 	size, err := c.d.fileSize(c.id, name)
 	if err != nil {
 		f.Status, f.Error = wire.FileFailed, err.Error()
+		c.record.Refusal = unreadable(name, err)
 	}
 	f.Bytes = uint64(size)
 	return f
+}
+
+// unreadable is why a file cannot be delivered that cannot be read here.
+func unreadable(name string, err error) *wire.Problem {
+	return undelivered(name, wire.Problem{Code: wire.CodeInternal, Message: err.Error(), Hint: "check this box's disk (dmesg); the file is kept here"})
 }

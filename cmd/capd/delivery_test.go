@@ -244,6 +244,46 @@ func TestDeliveryIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A name that is taken by other contents ends a delivery with its own code and mend, also
+// after a restart; when it is free, capctl retry delivers.
+func TestATakenNameSaysItsMend(t *testing.T) {
+	for _, to := range destinations(t) {
+		t.Run(to.name, func(t *testing.T) {
+			d := testbed.StartDaemon(t, "", strings.ReplaceAll(profiles([]destination{to}, ""), "in/{host}", "{date}/{host}"))
+			id := d.Must("start", "-d", to.name, "-f", writeRequest(t))
+			running := d.Show(id)
+			taken := filepath.Join(to.root, running.Submitted.Format("2006-01-02"), running.Host, id, "0001.pcapng")
+			if err := os.MkdirAll(filepath.Dir(taken), 0o777); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(taken, []byte("somebody else's"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			talkTo(t, 50)
+			d.Must("stop", id)
+			refused := func(c wire.Capture) bool { return c.Status == wire.StatusFailed }
+			check := func(c wire.Capture) {
+				t.Helper()
+				if c.Error == nil || c.Error.Code != wire.CodeDestinationExists || !strings.Contains(c.Error.Message, "0001.pcapng is not delivered: ") ||
+					!strings.Contains(c.Error.Hint, "move that one away") || !strings.Contains(c.Error.Hint, "capctl retry "+id[:8]) {
+					t.Errorf("%+v", c.Error)
+				}
+			}
+			check(d.Await(id, "refused", refused))
+			d.Stop()
+			d.Start()
+			check(d.Await(id, "refused still", refused))
+			d.Must("retry", id)
+			check(d.Await(id, "refused again", refused))
+			if err := os.Remove(taken); err != nil {
+				t.Fatal(err)
+			}
+			d.Must("retry", id)
+			checkDelivered(t, d, d.Await(id, "complete", isComplete), to)
+		})
+	}
+}
+
 // What waits for a destination that is away is said in the status and waits alone.
 func TestADeadDestinationHoldsUpNoOther(t *testing.T) {
 	list := destinations(t)
