@@ -81,7 +81,7 @@ func (a *app) printList(captures []wire.Capture, hosts []string) error {
 			begun = *c.Started
 		}
 		lost := cell{text: knownLoss(c)}
-		if c.Packets.Lost > 0 || lossUnknown(c) {
+		if lossNoted(c) {
 			lost.style = red
 		}
 		row := []cell{

@@ -90,7 +90,7 @@ func progressBar(s screen, c wire.Capture, now time.Time, width int) string {
 			if share >= 0 && room >= least { // then all fits; the bar's colours are no columns to cut
 				line = status + " " + s.bar(share, min(room, most)) + fmt.Sprintf(" %4s", percent(share, 1)) + gap + text
 			}
-			if c.Packets.Lost > 0 {
+			if lossNoted(c) {
 				lost := lostText(c)
 				line = strings.Replace(line, lost, s.paint(red, lost), 1)
 			}
@@ -186,7 +186,16 @@ func ratio(part, whole string) string {
 	return part + "/" + whole
 }
 
-func lostText(c wire.Capture) string { return count(c.Packets.Lost) + " lost" }
+// lostText says in words what is lost.
+func lostText(c wire.Capture) string {
+	if !lossUnknown(c) {
+		return count(lost(c.Packets)) + " lost"
+	}
+	if n := lost(c.Packets); n > 0 {
+		return count(n) + " or more lost"
+	}
+	return "loss not known"
+}
 
 // delivered gives the bytes at the destination and all that are to be there.
 func delivered(c wire.Capture) (done, whole uint64) {

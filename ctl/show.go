@@ -254,7 +254,7 @@ func (a *app) printLimits(w sheet, c wire.Capture) {
 func printCounts(w sheet, c wire.Capture) {
 	p := c.Packets
 	stopped := c.Stopped != nil
-	told := p.Captured + p.Lost + p.Discarded
+	told := told(p)
 	if p.Seen != nil && p.Matched != nil && p.SampledOut != nil && p.Limited != nil {
 		w.row("seen", fmt.Sprintf("%s = matched %s + sampled out %s + limited %s", count(*p.Seen), count(*p.Matched), count(*p.SampledOut), count(*p.Limited)))
 		if stopped && *p.Seen != *p.Matched+*p.SampledOut+*p.Limited {
@@ -263,7 +263,7 @@ func printCounts(w sheet, c wire.Capture) {
 	} else if stopped || finished(c) {
 		w.row("seen", "not known: the kernel's counters are gone")
 	}
-	parts := fmt.Sprintf("captured %s + lost %s + discarded %s", count(p.Captured), knownLoss(c), count(p.Discarded))
+	parts := fmt.Sprintf("captured %s + lost %s + discarded %s", count(p.Captured), knownLoss(c), discarded(p))
 	switch {
 	case p.Matched == nil:
 		w.row("matched", "not known: "+parts)
@@ -275,30 +275,30 @@ func printCounts(w sheet, c wire.Capture) {
 			w.styled(red, "", "this sum does not come out: please report it")
 		}
 	}
-	lost := "0"
+	text := "0"
 	st := plain
 	if lossUnknown(c) {
-		lost, st = "not known", red
+		text, st = "not known", red
 	}
-	if p.Lost > 0 {
+	if n := lost(p); n > 0 {
 		st = red
-		lost = fmt.Sprintf("%s = gaps in the numbering %s + at the tail %s", count(p.Lost), count(p.LostBy.Sequence), count(p.LostBy.Tail))
+		text = fmt.Sprintf("%s = gaps in the numbering %s + at the tail %s", count(n), count(p.LostBy.Sequence), count(p.LostBy.Tail))
 		if p.LostBy.Decode > 0 {
-			lost += " + malformed " + count(p.LostBy.Decode)
+			text += " + malformed " + count(p.LostBy.Decode)
 		}
 		if p.LostBy.Write > 0 {
-			lost += " + not written " + count(p.LostBy.Write)
+			text += " + not written " + count(p.LostBy.Write)
 		}
 		if p.LostBy.Spool > 0 {
-			lost += " + no room in the spool " + count(p.LostBy.Spool)
+			text += " + no room in the spool " + count(p.LostBy.Spool)
 		}
 		if lossUnknown(c) {
-			lost += ", as far as it is known"
+			text += ", as far as it is known"
 		} else {
-			lost += fmt.Sprintf(" (%.2g%%)", 100*float64(p.Lost)/float64(told))
+			text += fmt.Sprintf(" (%.2g%%)", 100*float64(n)/float64(told))
 		}
 	}
-	w.styled(st, "lost", lost)
+	w.styled(st, "lost", text)
 	packets := wire.About(c.Bytes.Captured)
 	if c.Bytes.Captured == 0 && p.Captured > 0 {
 		packets = "not known" // after a kill

@@ -92,7 +92,7 @@ func finalCounts(c wire.Capture) string {
 		matched = "matched " + count(*c.Packets.Matched) + " ="
 	}
 	return fmt.Sprintf("%s: %s%s captured %s + lost %s + discarded %s; %s", name, seen(c.Packets), matched,
-		count(c.Packets.Captured), knownLoss(c), count(c.Packets.Discarded), written(c))
+		count(c.Packets.Captured), knownLoss(c), discarded(c.Packets), written(c))
 }
 
 // seen says what of the packets that the filter took never reached capd; "" where nothing.

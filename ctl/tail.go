@@ -196,8 +196,11 @@ func (a *app) streamed(ctx context.Context, id string, count liveCount) {
 			continue
 		}
 		text := plural(c.Packets.Captured, "packet", "packets") + " captured"
-		if c.Packets.Lost > 0 {
-			text += ", " + plural(c.Packets.Lost, "packet", "packets") + " lost by the kernel"
+		if n := lost(c.Packets); n > 0 {
+			text += ", " + plural(n, "packet", "packets") + " lost by the kernel"
+		}
+		if lossUnknown(c) {
+			text += ", and what was lost is not known"
 		}
 		text += limited(c.Packets)
 		if c.Packets.Captured > count.packets && count.whole {

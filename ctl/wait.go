@@ -152,29 +152,12 @@ func (a *app) outcome(c wire.Capture) error {
 		e := &exitError{exit: exitLoss, message: done + ", but capd ended while the capture ran: what was lost is not known"}
 		return e.withHint("capctl show %s tells what there is", short(c.ID))
 	}
-	if c.Packets.Lost > 0 {
+	if n := lost(c.Packets); n > 0 {
 		e := &exitError{exit: exitLoss, message: fmt.Sprintf("%s, but %s of %s were lost", done,
-			plural(c.Packets.Lost, "packet", "packets"), count(c.Packets.Lost+c.Packets.Captured+c.Packets.Discarded))}
+			plural(n, "packet", "packets"), count(told(c.Packets)))}
 		return e.withHint("a tighter filter, --snaplen or --sample makes less to carry; capctl show %s tells where it was lost", short(c.ID))
 	}
 	return nil
-}
-
-// lossUnknown reports whether a capture has ended without the kernel's counters, as after
-// a kill of capd: what its record counts as lost is then only what is known of it.
-func lossUnknown(c wire.Capture) bool {
-	return c.Packets.Matched == nil && (c.Stopped != nil || finished(c))
-}
-
-// knownLoss is the loss of a capture for people.
-func knownLoss(c wire.Capture) string {
-	switch {
-	case !lossUnknown(c):
-		return count(c.Packets.Lost)
-	case c.Packets.Lost > 0:
-		return count(c.Packets.Lost) + "+"
-	}
-	return "?"
 }
 
 // finished reports whether nothing more happens to a capture.

@@ -210,7 +210,7 @@ func (w *watcher) table(s screen, height int, current *watched, index int, now t
 	var cells [][]cell
 	for _, c := range shown {
 		lost := cell{text: knownLoss(c.Capture)}
-		if c.Packets.Lost > 0 || lossUnknown(c.Capture) {
+		if lossNoted(c.Capture) {
 			lost.style = red
 		}
 		row := []cell{
@@ -359,10 +359,12 @@ func (w *watcher) pane(s screen, c *watched, now time.Time) []string {
 		bytes, byteLimit = ratio(bytes, limitSize(*c.ByteLimit)), float64(*c.ByteLimit)
 	}
 	limit("bytes", float64(c.Bytes.Written), byteLimit, bytes)
-	if p := c.Packets; p.Lost > 0 {
-		text := fmt.Sprintf("%s of %s packets", count(p.Lost), count(p.Lost+p.Captured+p.Discarded))
-		row(red, "lost", text)
-	} else {
+	switch n := lost(c.Packets); {
+	case lossUnknown(c.Capture):
+		row(red, "lost", "not known: "+knownLoss(c.Capture))
+	case n > 0:
+		row(red, "lost", fmt.Sprintf("%s of %s packets", count(n), count(told(c.Packets))))
+	default:
 		row(plain, "lost", "0")
 	}
 	if c.ring != nil {

@@ -12,9 +12,10 @@ import (
 // what it counted and the reader neither received nor saw a gap for was lost at the
 // tail. Packets that the engine's own sample left out have passed the log rules: they are
 // taken out of matched and put to sampled_out, so that both sums of the contract hold as
-// they do where the kernel samples.
+// they do where the kernel samples. Without the counters nobody knows the loss at the tail:
+// Lost is nil, and LostBy what is known of it.
 func settle(kernel nft.Counters, known bool, groups []ring.GroupStats, live *liveCounts) (wire.Packets, []wire.Warning) {
-	p := wire.Packets{Captured: live.captured.Load(), Discarded: live.discarded.Load()}
+	p := wire.Packets{Captured: live.captured.Load(), Discarded: ptr(live.discarded.Load())}
 	var matched, foreign uint64
 	reset := kernel.Reset
 	for _, g := range groups {
@@ -32,16 +33,16 @@ func settle(kernel nft.Counters, known bool, groups []ring.GroupStats, live *liv
 		p.LostBy.Tail += by.Tail
 	}
 	p.LostBy.Spool = live.lost.Load()
-	p.Lost = p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Spool
 	var warnings []wire.Warning
 	warn := func(code, message string) { warnings = append(warnings, wire.Warning{Code: code, Message: message}) }
 	if foreign > 0 {
 		warn("foreign_packets", fmt.Sprintf("another rule logs to this capture's NFLOG groups: %d packets of it arrived and are left out; drop counts in the files may be of that rule's packets, the capture's own loss is by its rules' counters", foreign))
 	}
 	if !known {
-		warn("counters_unknown", "the kernel's counters could not be read at the stop: matched is not known")
+		warn("counters_unknown", "the kernel's counters could not be read at the stop: what was matched and lost at the tail is not known")
 		return p, warnings
 	}
+	p.Lost = ptr(p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Spool)
 	fillSeen(&p, matched, kernel, live.sampledOut.Load())
 	if reset {
 		warn("counters_reset", "somebody reset the kernel's counters while the capture ran: matched is what arrived and what is known to be lost")
@@ -73,6 +74,13 @@ func arrivedLoss(kernel nft.Counters, known bool, groups []ring.GroupStats) wire
 		sum.Decode += by.Decode
 	}
 	return sum
+}
+
+// fillArrived sets what is known while a capture runs, without the kernel's counters.
+func fillArrived(p *wire.Packets, by wire.LostBy, live *liveCounts) {
+	by.Spool = live.lost.Load()
+	p.LostBy, p.Lost = by, ptr(by.Sequence+by.Decode+by.Spool)
+	p.Captured, p.Discarded = live.captured.Load(), ptr(live.discarded.Load())
 }
 
 // fillSeen sets what the kernel's counters tell. Of what the log rules have matched, the

@@ -44,17 +44,20 @@ func TestSettle(t *testing.T) {
 			if !slices.Equal(codes, test.warnings) {
 				t.Errorf("warnings %q, want %q", codes, test.warnings)
 			}
-			if p.LostBy.Sequence != test.sequence || p.LostBy.Tail != test.tail || p.LostBy.Decode != test.bad || p.Lost != test.sequence+test.tail+test.bad {
-				t.Errorf("lost %d by %+v, want by sequence %d, tail %d, decode %d", p.Lost, p.LostBy, test.sequence, test.tail, test.bad)
+			if p.LostBy.Sequence != test.sequence || p.LostBy.Tail != test.tail || p.LostBy.Decode != test.bad || p.Discarded == nil || *p.Discarded != test.discarded {
+				t.Errorf("lost by %+v, want by sequence %d, tail %d, decode %d", p.LostBy, test.sequence, test.tail, test.bad)
 			}
 			if test.unknown {
-				if p.Matched != nil || p.Seen != nil {
-					t.Errorf("matched %v and seen %v of counters that are not known", p.Matched, p.Seen)
+				if p.Matched != nil || p.Seen != nil || p.Lost != nil {
+					t.Errorf("matched %v, seen %v and lost %v of counters that are not known", p.Matched, p.Seen, p.Lost)
 				}
 				return
 			}
-			if *p.Matched != test.matched || *p.Matched != p.Captured+p.Lost+p.Discarded {
-				t.Errorf("matched %d (want %d) is not captured %d + lost %d + discarded %d", *p.Matched, test.matched, p.Captured, p.Lost, p.Discarded)
+			if *p.Lost != test.sequence+test.tail+test.bad {
+				t.Errorf("lost %d by %+v", *p.Lost, p.LostBy)
+			}
+			if *p.Matched != test.matched || *p.Matched != p.Captured+*p.Lost+*p.Discarded {
+				t.Errorf("matched %d (want %d) is not captured %d + lost %d + discarded %d", *p.Matched, test.matched, p.Captured, *p.Lost, *p.Discarded)
 			}
 		})
 	}

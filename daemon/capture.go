@@ -137,8 +137,10 @@ func (c *capture) supervise(r *running) {
 	lost := rec.Packets.LostBy.Write // segmentFinished has noted it there
 	rec.Packets = counts
 	rec.Packets.Captured -= lost
-	rec.Packets.Lost += lost
 	rec.Packets.LostBy.Write = lost
+	if rec.Packets.Lost != nil {
+		*rec.Packets.Lost += lost
+	}
 	rec.Bytes.Written = 0 // segmentFinished has summed up Captured
 	for f := range filesHere(rec) {
 		rec.Bytes.Written += f.Bytes
@@ -266,10 +268,7 @@ func (c *capture) snapshot() wire.Capture {
 	p := &out.Packets
 	groups := r.reader.Stats().Groups // before the counters, which then are not behind
 	kernel, err := c.d.table.Counters(c.id)
-	p.LostBy = arrivedLoss(kernel, err == nil, groups)
-	p.LostBy.Spool = live.lost.Load()
-	p.Lost = p.LostBy.Sequence + p.LostBy.Decode + p.LostBy.Spool
-	p.Captured, p.Discarded = live.captured.Load(), live.discarded.Load()
+	fillArrived(p, arrivedLoss(kernel, err == nil, groups), live)
 	if leftOut := live.sampledOut.Load(); err == nil {
 		fillSeen(p, kernel.Total(), kernel, leftOut)
 	}

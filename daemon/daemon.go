@@ -111,6 +111,7 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	c.record.Capture = wire.Capture{
 		ID: id, Host: d.host, Status: wire.StatusPending, Stream: p.stream, StartRequest: p.request,
 		Submitted: *submitted, RequestedBy: who, Files: []wire.File{}, Warnings: d.warnings(p),
+		Packets: wire.Packets{Lost: ptr(uint64(0)), Discarded: ptr(uint64(0))},
 	}
 	c.record.InMemory = d.spool.InMemory() && !p.stream
 	c.tell(wire.EventStarted)

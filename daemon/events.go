@@ -14,6 +14,7 @@ import (
 
 	"capd/ctl/wire"
 	"capd/daemon/api"
+	"capd/nft"
 )
 
 const (
@@ -192,7 +193,7 @@ func (c *capture) tellLocked(kind string, file *wire.File) {
 	}
 	if r := c.running; r != nil {
 		live := &r.engine.live
-		capture.Packets.Captured, capture.Packets.Discarded = live.captured.Load(), live.discarded.Load()
+		fillArrived(&capture.Packets, arrivedLoss(nft.Counters{}, false, r.reader.Stats().Groups), live)
 		capture.Bytes.Captured, capture.Bytes.Written = live.bytes.Load(), live.written.Load()
 	}
 	c.d.events.tell(wire.Event{Time: wire.Time{Time: time.Now()}, Type: kind, Capture: &capture})

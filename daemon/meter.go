@@ -128,13 +128,12 @@ func (t *totals) add(c wire.Capture, b batches) {
 	for _, n := range []struct {
 		to   *uint64
 		from *uint64
-	}{{&t.seen, p.Seen}, {&t.sampledOut, p.SampledOut}, {&t.limited, p.Limited}, {&t.matched, p.Matched}} {
+	}{{&t.seen, p.Seen}, {&t.sampledOut, p.SampledOut}, {&t.limited, p.Limited}, {&t.matched, p.Matched}, {&t.discarded, p.Discarded}} {
 		if n.from != nil {
 			*n.to += *n.from
 		}
 	}
 	t.captured += p.Captured
-	t.discarded += p.Discarded
 	t.lost.Sequence += p.LostBy.Sequence
 	t.lost.Tail += p.LostBy.Tail
 	t.lost.Decode += p.LostBy.Decode

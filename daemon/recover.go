@@ -80,7 +80,7 @@ func (c *capture) interrupted() {
 		rec.Files = append(rec.Files, f)
 		rec.Bytes.Captured += uint64(segment.Captured)
 	}
-	rec.Packets = wire.Packets{}
+	rec.Packets = wire.Packets{} // but for what the files hold nothing is known
 	rec.Bytes.Written = 0
 	for f := range filesHere(rec) {
 		rec.Packets.Captured += f.Packets
@@ -91,6 +91,7 @@ func (c *capture) interrupted() {
 		rec.Bytes.Written += r.Bytes
 	}
 	rec.Stopped, rec.StopReason = now(), wire.StopInterrupted
+	c.d.meter.halted(wire.StopInterrupted)
 	rest := "the files end with the last packet that reached the disk"
 	if c.record.InMemory {
 		rest = "what it held in memory is lost"

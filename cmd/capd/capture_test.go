@@ -30,11 +30,11 @@ func checkCounts(t *testing.T, c wire.Capture) {
 	if *p.Seen != *p.Matched+*p.SampledOut+*p.Limited {
 		t.Errorf("seen %d ≠ matched %d + sampled_out %d + limited %d", *p.Seen, *p.Matched, *p.SampledOut, *p.Limited)
 	}
-	if *p.Matched != p.Captured+p.Lost+p.Discarded {
-		t.Errorf("matched %d ≠ captured %d + lost %d + discarded %d", *p.Matched, p.Captured, p.Lost, p.Discarded)
+	if *p.Matched != p.Captured+*p.Lost+*p.Discarded {
+		t.Errorf("matched %d ≠ captured %d + lost %d + discarded %d", *p.Matched, p.Captured, *p.Lost, *p.Discarded)
 	}
-	if sum := p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Write + p.LostBy.Spool; sum != p.Lost {
-		t.Errorf("lost %d, but its parts %+v add up to %d", p.Lost, p.LostBy, sum)
+	if sum := p.LostBy.Sequence + p.LostBy.Tail + p.LostBy.Decode + p.LostBy.Write + p.LostBy.Spool; sum != *p.Lost {
+		t.Errorf("lost %d, but its parts %+v add up to %d", *p.Lost, p.LostBy, sum)
 	}
 	var inFiles, bytes uint64
 	for _, f := range c.Files {
@@ -280,6 +280,19 @@ func TestKilledCaptureIsRepaired(t *testing.T) {
 	c := d.Show("cut")
 	if c.Status != wire.StatusComplete || c.StopReason != wire.StopInterrupted || c.Packets.Matched != nil || len(c.Files) != 1 || !c.Files[0].Interrupted {
 		t.Errorf("after the kill: %+v", c)
+	}
+	// What nobody can know is null for programs and no number for people.
+	for _, name := range []string{"seen", "sampled_out", "limited", "matched", "lost", "discarded"} {
+		if text := d.Must("show", "--json", id); !strings.Contains(text, `"`+name+`":null`) {
+			t.Errorf("%s is not null: %s", name, text)
+		}
+	}
+	if text := d.Must("show", id); !strings.Contains(text, " + lost ? + discarded ?\n") || !strings.Contains(text, "lost         not known\n") {
+		t.Errorf("show: %s", text)
+	}
+	_, page := d.Call("GET", "/metrics", "")
+	if n := samples(t, string(page))[`capd_captures_ended_total{reason="interrupted"}`]; n != 1 {
+		t.Errorf("metrics tell of %g interrupted captures", n)
 	}
 	path := files(t, d, id)[0]
 	judgeFile(t, path, c.Packets.Captured)

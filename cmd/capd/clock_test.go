@@ -137,7 +137,7 @@ func TestClockIsSet(t *testing.T) {
 	if got, want := steps(t, c), []time.Duration{wrong, -wrong, -wrong, wrong}; !slices.Equal(got, want) {
 		t.Errorf("the record tells of the steps %v, want %v", got, want)
 	}
-	if c.Packets.Lost != 0 || *c.Packets.Limited != 0 || len(c.Files) != 1 {
+	if *c.Packets.Lost != 0 || *c.Packets.Limited != 0 || len(c.Files) != 1 {
 		t.Errorf("packets %+v in %d files", c.Packets, len(c.Files))
 	}
 	noRules(t, p.B)
@@ -178,8 +178,8 @@ func TestMachineSleeps(t *testing.T) {
 	c, packets := stopped(t, d, id)
 	testbed.WantPackets(t, packets, append(before.sent, after.sent...), 1)
 	wantStamps(t, packets, before, after)
-	if *c.Packets.Limited != uint64(len(asleep)) || c.Packets.Lost != 0 {
-		t.Errorf("held back %d, lost %d of %d that came meanwhile", *c.Packets.Limited, c.Packets.Lost, len(asleep))
+	if *c.Packets.Limited != uint64(len(asleep)) || *c.Packets.Lost != 0 {
+		t.Errorf("held back %d, lost %d of %d that came meanwhile", *c.Packets.Limited, *c.Packets.Lost, len(asleep))
 	}
 	noRules(t, p.B)
 }

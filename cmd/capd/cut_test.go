@@ -80,7 +80,14 @@ func TestCutSegmentsAreRead(t *testing.T) {
 			if len(c.Files) != 1 || !c.Files[0].Cut || !c.Files[0].Interrupted || c.Files[0].SHA256Plain != "" || c.StopReason != wire.StopInterrupted {
 				t.Fatalf("after the kill: %s %+v", c.StopReason, c.Files)
 			}
-			file := found(t, filepath.Join(to.root, "in", c.Host, c.ID))[c.Files[0].Name]
+			there := found(t, filepath.Join(to.root, "in", c.Host, c.ID))
+			if name == "compressed" { // the others' manifests are sealed
+				manifest, err := os.ReadFile(there[wire.ManifestName])
+				if err != nil || !strings.Contains(string(manifest), `"lost": null`) || !strings.Contains(string(manifest), `"matched": null`) {
+					t.Errorf("the manifest says what was lost: %v %s", err, manifest)
+				}
+			}
+			file := there[c.Files[0].Name]
 			command = strings.NewReplacer("FILE", file, "KEY", identity, "OUT", filepath.Join(dir, name)).Replace(command)
 			readable := strings.TrimSpace(testbed.Run(t, "sh", "-c", command))
 			// tshark tells the packets, and in the end that the file is cut.

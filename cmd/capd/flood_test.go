@@ -141,24 +141,24 @@ func checkLoss(t *testing.T, c wire.Capture, paths []string, injected uint64) fi
 	t.Helper()
 	checkCounts(t, c)
 	p := c.Packets
-	if *p.Seen != injected || *p.SampledOut != 0 || p.Discarded != 0 {
-		t.Errorf("%d frames were injected, seen %d, sampled out %d, discarded %d", injected, *p.Seen, *p.SampledOut, p.Discarded)
+	if *p.Seen != injected || *p.SampledOut != 0 || *p.Discarded != 0 {
+		t.Errorf("%d frames were injected, seen %d, sampled out %d, discarded %d", injected, *p.Seen, *p.SampledOut, *p.Discarded)
 	}
 	inFiles := uint64(0)
 	for _, path := range paths {
 		inFiles += uint64(testbed.Capinfos(t, path).Packets)
 	}
-	if missing := injected - *p.Limited - inFiles; p.Captured != inFiles || p.Lost != missing {
-		t.Errorf("of %d frames injected (%d limited) capinfos finds %d: %d are missing; captured %d, lost %d", injected, *p.Limited, inFiles, missing, p.Captured, p.Lost)
+	if missing := injected - *p.Limited - inFiles; p.Captured != inFiles || *p.Lost != missing {
+		t.Errorf("of %d frames injected (%d limited) capinfos finds %d: %d are missing; captured %d, lost %d", injected, *p.Limited, inFiles, missing, p.Captured, *p.Lost)
 	}
 	a := account(t, paths)
-	if a.packets != inFiles || a.delivered != inFiles || a.ifDropped != p.Lost || a.osDropped != p.Lost || a.received != *p.Matched {
+	if a.packets != inFiles || a.delivered != inFiles || a.ifDropped != *p.Lost || a.osDropped != *p.Lost || a.received != *p.Matched {
 		t.Errorf("the files tell of %+v, the capture of %+v", a, p)
 	}
-	if a.dropped != p.LostBy.Sequence+p.LostBy.Decode || a.dropped+p.LostBy.Tail != p.Lost {
-		t.Errorf("on packets stand %d losses, lost %d by %+v", a.dropped, p.Lost, p.LostBy)
+	if a.dropped != p.LostBy.Sequence+p.LostBy.Decode || a.dropped+p.LostBy.Tail != *p.Lost {
+		t.Errorf("on packets stand %d losses, lost %d by %+v", a.dropped, *p.Lost, p.LostBy)
 	}
-	t.Logf("%d injected, captured %d, lost %d by %+v, limited %d", injected, p.Captured, p.Lost, p.LostBy, *p.Limited)
+	t.Logf("%d injected, captured %d, lost %d by %+v, limited %d", injected, p.Captured, *p.Lost, p.LostBy, *p.Limited)
 	return a
 }
 

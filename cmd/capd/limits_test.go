@@ -127,8 +127,8 @@ func TestSegmentTimeUnderAFlood(t *testing.T) {
 	d.Must("stop", id)
 	c := d.Show(id)
 	checkCounts(t, c)
-	if c.Packets.Captured+c.Packets.Lost < count {
-		t.Errorf("%d packets of %d are accounted for", c.Packets.Captured+c.Packets.Lost, count)
+	if c.Packets.Captured+*c.Packets.Lost < count {
+		t.Errorf("%d packets of %d are accounted for", c.Packets.Captured+*c.Packets.Lost, count)
 	}
 	if len(c.Files) < 3 {
 		t.Errorf("%d segments of a second each hold four seconds of traffic", len(c.Files))

@@ -27,7 +27,7 @@ func TestLossWhileStopped(t *testing.T) {
 		d.Must("stop", id)
 		c := shown(t, d, id)
 		a := checkLoss(t, c, files(t, d, id), f.count)
-		if c.Packets.Lost == 0 || c.Packets.Captured == 0 {
+		if *c.Packets.Lost == 0 || c.Packets.Captured == 0 {
 			t.Errorf("nothing was lost, or all: %+v", c.Packets)
 		}
 		if *c.Packets.Limited == 0 {
@@ -51,7 +51,7 @@ func TestLossWhileStopped(t *testing.T) {
 		})
 		d.Await(id, "read", func(c wire.Capture) bool {
 			f.inject(onOne(1, 60))
-			return c.Packets.Lost > 0 // by a packet after the loss
+			return *c.Packets.Lost > 0 // by a packet after the loss
 		})
 		f.inject(onOne(500, 60))
 		if by := check(t, id, f, short); by.Sequence == 0 || by.Tail != 0 {
@@ -94,7 +94,7 @@ func TestLossWhileStopped(t *testing.T) {
 		d.Await(id, "flooded", func(c wire.Capture) bool { return c.Packets.Captured > 1000 })
 		short := frozen(t, d, func() {})
 		before := shown(t, d, id).Packets.Captured
-		d.Await(id, "going on", func(c wire.Capture) bool { return c.Packets.Lost > 0 && c.Packets.Captured > before+5000 })
+		d.Await(id, "going on", func(c wire.Capture) bool { return *c.Packets.Lost > 0 && c.Packets.Captured > before+5000 })
 		close(enough)
 		flooding.Wait()
 		check(t, id, f, short)
@@ -115,13 +115,13 @@ func TestLossWhileTheDiskStalls(t *testing.T) {
 	disk.Freeze()
 	d.Await(id, "lossy", func(c wire.Capture) bool {
 		f.inject(onOne(10_000, 1400))
-		return c.Packets.Lost > 0 || *c.Packets.Matched > c.Packets.Captured+100_000
+		return *c.Packets.Lost > 0 || *c.Packets.Matched > c.Packets.Captured+100_000
 	})
 	while := shown(t, d, id)
 	disk.Thaw()
 	d.Await(id, "going on", func(c wire.Capture) bool {
 		f.inject(onOne(100, 1400))
-		return c.Packets.Captured > while.Packets.Captured && c.Packets.Lost > 0
+		return c.Packets.Captured > while.Packets.Captured && *c.Packets.Lost > 0
 	})
 	d.Must("stop", id)
 	c := shown(t, d, id)
@@ -162,7 +162,7 @@ func TestLossBesideAForeignRule(t *testing.T) {
 	})
 	d.Await(id, "read", func(c wire.Capture) bool {
 		f.inject(onOne(1, 60))
-		return c.Packets.Lost > 0
+		return *c.Packets.Lost > 0
 	})
 	d.Must("stop", id)
 	c := shown(t, d, id)
@@ -171,7 +171,7 @@ func TestLossBesideAForeignRule(t *testing.T) {
 	for _, path := range files(t, d, id) {
 		inFiles += uint64(testbed.Capinfos(t, path).Packets)
 	}
-	if missing := f.count - *c.Packets.Limited - inFiles; *c.Packets.Seen != f.count || c.Packets.Captured != inFiles || c.Packets.Lost != missing || missing == 0 {
+	if missing := f.count - *c.Packets.Limited - inFiles; *c.Packets.Seen != f.count || c.Packets.Captured != inFiles || *c.Packets.Lost != missing || missing == 0 {
 		t.Errorf("of %d frames injected capinfos finds %d, so that %d are missing; the capture says %+v", f.count, inFiles, missing, c.Packets)
 	}
 	if len(c.Warnings) != 1 || c.Warnings[0].Code != "foreign_packets" {
@@ -187,7 +187,7 @@ func TestLossAtFullSpeed(t *testing.T) {
 	f := &flood{t: t, ns: p.B}
 	id := startInjected(t, d)
 	niceness(t, d.PID(), 19)
-	for round := 0; shown(t, d, id).Packets.Lost == 0; round++ {
+	for round := 0; *shown(t, d, id).Packets.Lost == 0; round++ {
 		if round == 10 {
 			t.Fatalf("%d frames at full speed from %d CPUs, and nothing was lost", f.count, runtime.NumCPU())
 		}
@@ -223,7 +223,7 @@ func TestLossIsDelivered(t *testing.T) {
 	for _, file := range c.Files {
 		paths = append(paths, there[file.Name])
 	}
-	if checkLoss(t, c, paths, f.count); c.Packets.Lost == 0 || len(paths) < 3 {
+	if checkLoss(t, c, paths, f.count); *c.Packets.Lost == 0 || len(paths) < 3 {
 		t.Errorf("%d files, %+v", len(paths), c.Packets)
 	}
 	text, err := os.ReadFile(there["manifest.json"])

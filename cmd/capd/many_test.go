@@ -158,7 +158,7 @@ func TestAFloodCostsOnlyItsOwnCapture(t *testing.T) {
 	for i, id := range ids {
 		c := d.Show(id)
 		checkCounts(t, c)
-		if *c.Packets.Seen != perCapture || c.Packets.Captured != perCapture || c.Packets.Lost != 0 {
+		if *c.Packets.Seen != perCapture || c.Packets.Captured != perCapture || *c.Packets.Lost != 0 {
 			t.Errorf("quiet capture %d: %+v, %d were sent", i, c.Packets, perCapture)
 		}
 		testbed.WantPackets(t, testbed.TsharkPackets(t, files(t, d, id)[0], ""), sent[i], 1)
@@ -169,11 +169,11 @@ func TestAFloodCostsOnlyItsOwnCapture(t *testing.T) {
 	for _, path := range files(t, d, flooded) {
 		inFiles += uint64(testbed.Capinfos(t, path).Packets)
 	}
-	if *c.Packets.Seen != uint64(injected) || c.Packets.Captured != inFiles || c.Packets.Lost != uint64(injected)-inFiles-*c.Packets.Limited {
+	if *c.Packets.Seen != uint64(injected) || c.Packets.Captured != inFiles || *c.Packets.Lost != uint64(injected)-inFiles-*c.Packets.Limited {
 		t.Errorf("%d frames were injected, %d are in the files: %+v", injected, inFiles, c.Packets)
 	}
 	after := residentOf(t, d.PID())
-	t.Logf("of %d frames %d were lost; capd had %d KiB before, %d during, %d after", injected, c.Packets.Lost, before>>10, most>>10, after>>10)
+	t.Logf("of %d frames %d were lost; capd had %d KiB before, %d during, %d after", injected, *c.Packets.Lost, before>>10, most>>10, after>>10)
 	// The ring and its write blocks are [ring] size; 32 MiB is for all else, whatever comes.
 	if most > 64<<20+32<<20 || after > before+32<<20 {
 		t.Errorf("capd's resident size was %d KiB before, %d during, %d after, with 64 MiB of ring", before>>10, most>>10, after>>10)
@@ -213,7 +213,7 @@ func TestStartAndStopAreExact(t *testing.T) {
 		s.close()
 		c := d.Show(id)
 		checkCounts(t, c)
-		if c.Packets.Lost != 0 {
+		if *c.Packets.Lost != 0 {
 			t.Errorf("round %d: %+v", round, c.Packets)
 		}
 		numbers := numbersIn(t, files(t, d, id)[0])

@@ -97,7 +97,7 @@ func TestRingInAFullSpool(t *testing.T) {
 	d.Must("stop", id)
 	c := d.Show(id)
 	checkCounts(t, c)
-	if c.Packets.Captured+c.Packets.Lost < 60000 || c.Packets.LostBy.Spool > 0 || c.Removed == nil {
+	if c.Packets.Captured+*c.Packets.Lost < 60000 || c.Packets.LostBy.Spool > 0 || c.Removed == nil {
 		t.Errorf("packets %+v, removed %+v", c.Packets, c.Removed)
 	}
 	if files, bytes := spooled(t, d, id); bytes > 24e6 || files < 5 || files >= 20 {

@@ -252,9 +252,9 @@ func (s *soak) check(c *soaked, killed bool, fault string) {
 	} else {
 		checkCounts(t, got)
 		s.limited += *got.Packets.Limited
-		s.lost += got.Packets.Lost
+		s.lost += *got.Packets.Lost
 		// One that reached its limit is gone before all was sent.
-		if want := uint64(c.sent); *got.Packets.Seen > want || *got.Packets.Seen < want && c.limit < 0 || *got.Packets.Limited != 0 || got.Packets.Lost != 0 {
+		if want := uint64(c.sent); *got.Packets.Seen > want || *got.Packets.Seen < want && c.limit < 0 || *got.Packets.Limited != 0 || *got.Packets.Lost != 0 {
 			t.Errorf("%s: %d were sent: %+v", where, want, got.Packets)
 		}
 	}

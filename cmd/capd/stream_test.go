@@ -284,8 +284,8 @@ func TestSlowReaderLosesItsOwnCopyOnly(t *testing.T) {
 	d.Must("stop", id)
 	c := d.Show(id)
 	checkCounts(t, c)
-	if c.Packets.Captured != frames || c.Packets.Lost != 0 {
-		t.Errorf("of %d frames %d were captured, %d lost", frames, c.Packets.Captured, c.Packets.Lost)
+	if c.Packets.Captured != frames || *c.Packets.Lost != 0 {
+		t.Errorf("of %d frames %d were captured, %d lost", frames, c.Packets.Captured, *c.Packets.Lost)
 	}
 	slow, err := readStream(stalled, nil)
 	if err != nil {

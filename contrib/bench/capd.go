@@ -263,7 +263,7 @@ func (d *capd) flood(frames, length int, cpus []int, flags ...string) (s sample,
 	if s.Sent != sent {
 		return s, fmt.Errorf("injected %d frames, the rule counted %d", sent, s.Sent)
 	}
-	if c.Packets.Matched == nil || *c.Packets.Matched != uint64(sent) || c.Packets.Lost != uint64(s.lost()) {
+	if c.Packets.Matched == nil || *c.Packets.Matched != uint64(sent) || *c.Packets.Lost != uint64(s.lost()) {
 		return s, fmt.Errorf("capd's account is wrong: injected %d, %s", sent, describe(c.Packets))
 	}
 	if c, err = d.completed(id); err != nil {

@@ -424,7 +424,7 @@ func quietNeighbour(b *bench) ([]figure, error) {
 		b.took(s)
 		c, _, err := d.finish(id)
 		quiet.Value = count - float64(c.Packets.Captured)
-		quiet.Met, quiet.Command = quiet.Value == 0 && c.Packets.Lost == 0, s.Command
+		quiet.Met, quiet.Command = quiet.Value == 0 && *c.Packets.Lost == 0, s.Command
 		return err
 	})
 	return []figure{quiet}, err

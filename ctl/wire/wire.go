@@ -190,21 +190,22 @@ type Requester struct {
 }
 
 // Packets counts packets. At every stop seen = matched + sampled_out + limited and
-// matched = captured + lost + discarded hold exactly. Seen, SampledOut, Limited and
-// Matched come from the kernel's own counters, and are nil when those are gone (capd
-// was killed).
+// matched = captured + lost + discarded hold exactly. What is not known is nil, never 0:
+// after a kill of capd all but Captured. Seen, SampledOut, Limited and Matched come from
+// the kernel's own counters, and Lost, too, needs those at the end.
 type Packets struct {
 	Seen       *uint64 `json:"seen"`
 	SampledOut *uint64 `json:"sampled_out"`
 	Limited    *uint64 `json:"limited"`
 	Matched    *uint64 `json:"matched"`
 	Captured   uint64  `json:"captured"`
-	Lost       uint64  `json:"lost"`
-	Discarded  uint64  `json:"discarded"`
+	Lost       *uint64 `json:"lost"`
+	Discarded  *uint64 `json:"discarded"`
 	LostBy     LostBy  `json:"lost_by"`
 }
 
-// LostBy says where packets were lost; the parts add up to Packets.Lost.
+// LostBy says where packets were lost; the parts add up to Packets.Lost. Where that is not
+// known they are what is known of it, and at least so many were lost.
 type LostBy struct {
 	Sequence uint64 `json:"sequence"`         // gaps in NFLOG's own numbering
 	Tail     uint64 `json:"tail"`             // counted by the rule, never numbered or after the last number

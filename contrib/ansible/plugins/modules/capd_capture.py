@@ -63,7 +63,7 @@ options:
     default: 600
   fail_on_loss:
     description:
-      - With I(wait=true), fail if packets were lost. Otherwise that is a warning.
+      - With I(wait=true), fail if packets were lost, or nobody knows. Otherwise that is a warning.
     type: bool
     default: false
   download:
@@ -272,7 +272,9 @@ capture:
       type: str
       sample: time_limit
     packets:
-      description: Counts. C(matched) is C(captured) and C(lost) and C(discarded) together.
+      description:
+        - Counts. C(matched) is C(captured) and C(lost) and C(discarded) together.
+        - C(null) is what is not known, as C(lost) is after capd was killed.
       type: dict
       sample: {seen: 10020, sampled_out: 0, limited: 0, matched: 10020, captured: 10000, lost: 0, discarded: 20}
     files:
@@ -446,11 +448,14 @@ class Manager(object):
                 msg += '. Hint: ' + error['hint']
             self.module.fail_json(msg=msg, hint=error.get('hint', ''), **result)
         lost = capture['packets']['lost']
-        if lost:
-            msg = 'capture %s lost %d packets of %s' % (self.params['name'], lost, capture['packets'].get('matched') or 'an unknown number')
-            if self.params['fail_on_loss']:
-                self.module.fail_json(msg=msg, **result)
-            self.module.warn(msg)
+        if lost == 0:
+            return
+        msg = 'capture %s lost %s packets of %s' % (self.params['name'], lost, capture['packets'].get('matched') or 'an unknown number')
+        if lost is None:
+            msg = 'capture %s: what it lost is not known (%s)' % (self.params['name'], capture.get('stop_reason'))
+        if self.params['fail_on_loss']:
+            self.module.fail_json(msg=msg, **result)
+        self.module.warn(msg)
 
 
 def states(capture, after):
