@@ -216,7 +216,18 @@ func (p *Packet) Network() []byte {
 	if len(p.L2Header) == 0 || p.Family != FamilyNetdev || p.Hook != HookNetdevEgress {
 		return p.Payload
 	}
-	return p.Payload[min(len(p.L2Header), len(p.Payload)):]
+	return p.Payload[min(len(p.linkHeader()), len(p.Payload)):]
+}
+
+// linkHeader is L2Header without VLAN tags. At netdev egress it has them where a socket sent
+// a frame with tags: there the kernel counts them as part of the link-layer header
+// (net/packet/af_packet.c, packet_parse_headers), everywhere else as what it carries.
+func (p *Packet) linkHeader() []byte {
+	h := p.L2Header
+	if len(h) > etherHeader && p.Hook == HookNetdevEgress && (p.Protocol == etherVLAN || p.Protocol == etherQinQ) && be.Uint16(h[12:]) == p.Protocol {
+		return h[:etherHeader]
+	}
+	return h
 }
 
 // HeadersOnly cuts body, which Frame gave for the link type, where the payload begins.

@@ -3,6 +3,7 @@ package ring
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"capd/ring/pcapng"
 	"capd/testbed"
@@ -291,6 +294,12 @@ func TestKernelNetdev(t *testing.T) {
 	if _, err := testbed.SendAll(p, 5); err != nil { // with ARP and neighbour discovery
 		t.Fatal(err)
 	}
+	for _, end := range []struct{ ns, device string }{{p.A, "va"}, {p.B, "vb"}} { // tags from a socket, at ingress and egress
+		for _, tags := range []string{"81000064", "88a8006481000005"} {
+			frame := unhex(t, "02000000000102000000000a"+tags+"0800"+"4500001c00010000401100000a0900010a090002"+"0007000700080000"+"00000000000000000000")
+			sendFrame(t, end.ns, end.device, frame)
+		}
+	}
 	got := slices.DeleteFunc(collect(t, r, LinkEthernet, 300*time.Millisecond), func(k kept) bool { return unasked(k.frame) })
 	packets := slices.DeleteFunc(judge(len(got)), func(p pcapng.Packet) bool { return unasked(p.Body) })
 	want := map[string]int{}
@@ -314,6 +323,20 @@ func TestKernelNetdev(t *testing.T) {
 	if ways[Inbound] == 0 || ways[Outbound] == 0 || ways[DirectionUnknown] != 0 {
 		t.Errorf("directions %v", ways)
 	}
+}
+
+// sendFrame sends a frame through a packet socket.
+func sendFrame(t *testing.T, ns, device string, frame []byte) {
+	t.Helper()
+	to := unix.SockaddrLinklayer{Ifindex: int(deviceIndex(t, ns, device)), Protocol: binary.NativeEndian.Uint16(frame[12:])}
+	testbed.In(t, ns, func() error {
+		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(socket) }()
+		return unix.Sendto(socket, frame, 0, &to)
+	})
 }
 
 // unasked tells frames that a host sends when it likes: multicast listener reports (they

@@ -119,8 +119,8 @@ func (p *Packet) sll2(body []byte, s *[MaxHead]byte) []byte {
 
 // l2 is the link-layer header that the packet really has, or nil.
 func (p *Packet) l2() []byte {
-	if len(p.L2Header) == etherHeader {
-		return p.L2Header
+	if h := p.linkHeader(); len(h) == etherHeader {
+		return h
 	}
 	if len(p.HWHeader) == etherHeader && p.HasHWType && p.HWType == hwEther {
 		return p.HWHeader
@@ -156,7 +156,7 @@ func (p *Packet) packetType(l2, body []byte) uint8 {
 
 // ethernet gives the Ethernet header with its VLAN tag, where it is true.
 func (p *Packet) ethernet(s *[MaxHead]byte) ([]byte, bool) {
-	h := p.L2Header
+	h := p.linkHeader()
 	if len(h) != etherHeader {
 		h = p.HWHeader
 		if len(h) != etherHeader || !p.HasHWType || be.Uint16(h[12:]) != p.Protocol {

@@ -3,9 +3,11 @@ package filter
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,9 +21,8 @@ import (
 type verdict struct {
 	*bpf.VM
 	// usesX tells that it calculates with the index register. libpcap's optimizer (1.10.3)
-	// can forget that it has overwritten it: "udp[0:2] = udp[2:2] or udp src or dst port 53" then
-	// looks for the port at the wrong place (TestOptimizerForgetsX). What such a program says
-	// is not held against us.
+	// can forget that it has overwritten it (TestOptimizerErrs). What such a program says is
+	// not held against us.
 	usesX bool
 }
 
@@ -87,6 +88,7 @@ func TestMatcherIsLibpcap(t *testing.T) {
 	for _, link := range []Link{LinkRaw, LinkEthernet} {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(link))), link: link, wrong: true}
 		accepted, refused, wanted := 0, 0, 0
+		mistaken := map[string]bool{} // by libpcap's optimizer
 		for range expressions(500) {
 			text := g.expression(g.IntN(4))
 			vm, refusal := libpcap(t, link, text, "-O")
@@ -133,8 +135,7 @@ func TestMatcherIsLibpcap(t *testing.T) {
 					}
 					got, whole := m.match(&Packet{Head: p[:cut], Body: p[cut:], Length: uint32(len(p))})
 					if whole && got != (wantOptimized != 0) && !optimized.usesX {
-						t.Errorf("seed %d, link %d: %q: optimized, libpcap says otherwise of a packet with all that is looked at, %s",
-							seed, link, text, describe(p))
+						mistaken[text] = true
 					}
 					if got != (want != 0) {
 						t.Errorf("seed %d, link %d: %q (%s): libpcap says %v, we say %v of %d bytes %s",
@@ -150,7 +151,10 @@ func TestMatcherIsLibpcap(t *testing.T) {
 				return
 			}
 		}
-		t.Logf("link %d: %d expressions accepted, %d refused by both, %d packets wanted", link, accepted, refused, wanted)
+		t.Logf("link %d: %d expressions accepted, %d refused by both, %d packets wanted; optimized, libpcap errs on %d", link, accepted, refused, wanted, len(mistaken))
+		if len(mistaken) > 3+accepted/500 { // about one in 10,000 (TestOptimizerErrs)
+			t.Errorf("seed %d, link %d: optimized, libpcap says otherwise of packets with all that is looked at: %q", seed, link, slices.Collect(maps.Keys(mistaken)))
+		}
 	}
 }
 
@@ -164,19 +168,33 @@ func knownDifference(refusal string, err error) bool {
 	return strings.Contains(refusal, "out of registers") // libpcap has 16; we have no such bound
 }
 
-// The mistake of libpcap's optimizer that verdict.usesX allows for. When this test fails,
-// libpcap is mended, and the allowance can go.
-func TestOptimizerForgetsX(t *testing.T) {
+// Mistakes of libpcap's optimizer (1.10.3), which TestMatcherIsLibpcap allows for: without it
+// libpcap wants these packets, as we do. Where an optimized program wants them too, libpcap is
+// mended.
+func TestOptimizerErrs(t *testing.T) {
 	testbed.NeedCommand(t, "tcpdump")
-	const text = "udp[0:2] = udp[2:2] or udp src or dst port 53"
-	p := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 7, 192, 0, 2, 8, 0, 80, 0, 53, 0, 8, 0, 0}
-	plain, _ := libpcap(t, LinkRaw, text, "-O")
-	optimized, _ := libpcap(t, LinkRaw, text)
-	wanted, err := plain.Run(p)
-	if err != nil || wanted == 0 {
-		t.Errorf("without its optimizer, libpcap says %d, %v", wanted, err)
+	header := func(protocol, from byte) []byte {
+		return []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0, 192, 0, 2, from, 198, 51, 100, 1}
 	}
-	if wanted, err := optimized.Run(p); err == nil && wanted != 0 {
-		t.Log("this libpcap has a better optimizer")
+	for text, p := range map[string][]byte{
+		"udp[0:2] = udp[2:2] or udp src or dst port 53":                append(header(17, 7), 0, 80, 0, 53, 0, 8, 0, 0),
+		"not tcp and ip host 192.0.2.8 or host 192.0.2.8 or 192.0.2.9": append(header(1, 9), 8, 0, 0, 0, 0, 0, 0, 0),
+	} {
+		f, err := Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := f.Matcher(LinkRaw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, _ := libpcap(t, LinkRaw, text, "-O")
+		optimized, _ := libpcap(t, LinkRaw, text)
+		if wanted, err := plain.Run(p); err != nil || wanted == 0 || !m.Match(&Packet{Body: p, Length: uint32(len(p))}) {
+			t.Errorf("%q: libpcap without its optimizer says %d, %v", text, wanted, err)
+		}
+		if wanted, err := optimized.Run(p); err == nil && wanted != 0 {
+			t.Logf("%q: this libpcap has a better optimizer", text)
+		}
 	}
 }

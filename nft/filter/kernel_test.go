@@ -283,6 +283,10 @@ func TestKernelDiffers(t *testing.T) {
 		{"not host 192.0.2.9", whole, true, true},
 		{"not host 192.0.2.9", whole[:14+10], false, true},
 		{"host 192.0.2.7", whole[:14+10], false, false},
+		{"src net 192.0.2.0/24", whole[:14+15], false, true},
+		{"src net 192.0.2.0/24", whole[:14+14], false, false},
+		{"udp[4:2] = 8", whole, true, true},
+		{"udp[4:2] = 8", tooLong, true, false},
 	} {
 		f, err := filter.Parse(c.text)
 		if err != nil {

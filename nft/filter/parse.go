@@ -17,7 +17,7 @@ const (
 // errors are *Error with the column and what was expected there.
 //
 // Beyond libpcap's grammar it takes "ip proto tcp" for "ip proto \tcp", "gre" for "proto
-// 47" and "ifname NAME" on any link. What it refuses, and why, stands in docs/filters.md.
+// 47", "ifname NAME" on any link, and more parentheses around ids. What it refuses, and why, stands in docs/filters.md.
 func Parse(text string) (*Filter, error) { return parse(text, nil) }
 
 // parse is Parse; hosts says what names of hosts stand for.
@@ -59,6 +59,7 @@ type parser struct {
 	tok   token
 	depth int
 	hosts *resolving // nil: names of hosts are refused
+	isID  bool       // the last term was an id alone, or such ids in parentheses
 }
 
 func (p *parser) advance() (err error) {
@@ -133,16 +134,23 @@ func (p *parser) expression(q qualifier) (Node, qualifier, error) {
 	return p.more(left, q)
 }
 
-// more reads what follows a first term.
+// more reads what follows a first term. After an id alone, which parentheses can begin
+// with, only ids follow.
 func (p *parser) more(left Node, q qualifier) (Node, qualifier, error) {
+	ids := p.isID
 	for p.is("and") || p.is("or") {
 		and := p.is("and")
 		if err := p.advance(); err != nil {
 			return nil, q, err
 		}
+		at := p.tok
 		var right Node
 		var err error
 		right, q, err = p.booleanTerm(q)
+		if err == nil && ids && !p.isID {
+			err = p.wrong(at, "write before the first of them what it is, such as host or port",
+				"%q stands in a list of ids in parentheses", at.text)
+		}
 		if err != nil {
 			return nil, q, err
 		}
@@ -152,6 +160,7 @@ func (p *parser) more(left Node, q qualifier) (Node, qualifier, error) {
 			left = joinOr(left, right)
 		}
 	}
+	p.isID = ids
 	return left, q, nil
 }
 
@@ -184,6 +193,7 @@ func (p *parser) booleanTerm(q qualifier) (Node, qualifier, error) {
 	at := p.tok
 	node, number, q, err := p.term(q)
 	if n, ok := number.(Number); ok && err == nil {
+		p.isID = true
 		node, err := p.number(at, uint32(n), q) // nothing is compared with it: an id
 		return node, q, err
 	}
@@ -200,6 +210,7 @@ func (p *parser) term(q qualifier) (node Node, number Expr, _ qualifier, err err
 		return nil, nil, q, err
 	}
 	defer p.shallower()
+	p.isID = false
 	switch {
 	case p.is("not"):
 		if err := p.advance(); err != nil {
@@ -215,6 +226,7 @@ func (p *parser) term(q qualifier) (node Node, number Expr, _ qualifier, err err
 			return nil, nil, q, err
 		}
 		if n, ok := number.(Number); ok && !p.isRelation() && !p.is(")") {
+			p.isID = true
 			node, err := p.number(at, uint32(n), q)
 			return node, nil, q, err
 		}
@@ -225,6 +237,7 @@ func (p *parser) term(q qualifier) (node Node, number Expr, _ qualifier, err err
 	case p.tok.kind == tokEnd, p.tok.kind == tokSymbol:
 		return nil, nil, q, p.unexpected("a primitive such as host, net, port or tcp")
 	default:
+		p.isID = true
 		node, err = p.id(q)
 		return node, nil, q, err
 	}
@@ -250,6 +263,7 @@ func (p *parser) parentheses(q qualifier) (Node, Expr, qualifier, error) {
 			return nil, nil, q, err
 		}
 		if n, ok := number.(Number); ok && !p.isRelation() && !p.isOperator() && !p.is(")") && q != noQualifier {
+			p.isID = true
 			node, err := p.number(at, uint32(n), q)
 			return node, nil, q, err
 		}

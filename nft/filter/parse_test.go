@@ -87,6 +87,8 @@ func TestParseMistakes(t *testing.T) {
 		{"tcp or 80", 8, "stands alone"},
 		{"(port 80) or 53", 14, "stands alone"},
 		{"portrange ssh", 11, "port ssh"},
+		{"port 80 or (443 or tcp)", 20, "list of ids"},
+		{"host 10.0.0.1 or (not 10.9.0.2 and port 53)", 36, "list of ids"},
 		{"less (64)", 6, "length in bytes"},
 		{"192.0.2.7", 1, "host"},
 		{"host example.com", 6, "--resolve"},
