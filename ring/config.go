@@ -31,8 +31,13 @@ const (
 	bufferSmall = 4096 - 320
 	// bufferSmallBigPages is the same where a page is larger than 4 KiB.
 	bufferSmallBigPages = 8192 - 320
-	// flushTicks is the flush timeout: 1/100 s, the shortest.
-	flushTicks = 1
+	// stampedTicks and clockedTicks are the flush timeouts in 1/100 s. With 1 a batch that
+	// does not fill waits for 8 to 20 ms, with 0 until the next tick of the kernel's clock,
+	// for 1, 4 or 10 ms at most (CONFIG_HZ 1000, 250, 100; nfulnl_log_packet, add_timer),
+	// and the stamps of its packets are no later. Where the kernel stamps, that would
+	// only make datagrams more and smaller.
+	stampedTicks = 1
+	clockedTicks = 0
 	// metadata is about how many bytes a packet takes in a datagram beside its payload.
 	metadata = 144
 	// maxCopy is the most that a netlink attribute holds.

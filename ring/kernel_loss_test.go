@@ -203,7 +203,9 @@ func TestKernelBatches(t *testing.T) {
 	}
 	s := r.Stats()
 	g := s.Groups[0]
-	if g.Bytes/g.Datagrams < 40_000 || g.Gaps != 0 {
+	// Full ones are of some 60,000 bytes; an injector that has to wait for its turn leaves
+	// others to the flush timer.
+	if g.Bytes/g.Datagrams < 10_000 || g.Gaps != 0 {
 		t.Errorf("%d datagrams of %d bytes on average, %d gaps", g.Datagrams, g.Bytes/g.Datagrams, g.Gaps)
 	}
 	// The last one is not known to be over.

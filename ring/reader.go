@@ -83,9 +83,6 @@ const (
 	// it is not woken for every datagram.
 	napLongest  = int64(5 * time.Millisecond)
 	napShortest = int64(50 * time.Microsecond)
-	// napClocked is the longest while Clocked groups hand over batches: a packet's timestamp
-	// is late by its batch's time and by the nap.
-	napClocked = int64(2 * time.Millisecond)
 	// napFrom is the rate in datagrams/s at which sleeping pays.
 	napFrom = 250
 	// napFull is how many datagrams a sleep should gather at most.
@@ -191,13 +188,17 @@ func (r *Reader) bind(c Config) error {
 		g.socket.conn = link
 		r.fds = append(r.fds, unix.PollFd{Fd: int32(link.fd), Events: unix.POLLIN})
 		other := func(datagram []byte) { r.strange(g, datagram) }
+		timeout := uint32(stampedTicks)
+		if g.Class == Clocked {
+			timeout = clockedTicks
+		}
 		const tries = 200
 		for try := 1; ; try++ {
 			g.Number = uint16(number)
 			if number++; number == 1<<16 {
 				number = firstNumber
 			}
-			taken, err := g.socket.setUp(g.Number, uint32(r.limit), &r.flags, r.arena.area[:window], other)
+			taken, err := g.socket.setUp(g.Number, uint32(r.limit), timeout, &r.flags, r.arena.area[:window], other)
 			if err == nil {
 				break
 			}

@@ -90,7 +90,7 @@ func answer(datagram []byte) (seq uint32, errno syscall.Errno, ok bool) {
 // setUp configures a group that is not bound yet; it leaves out of flags what the kernel
 // cannot do. EPERM or EBUSY from BIND means that the
 // group is somebody's, or that the caller may not bind any.
-func (s *socket) setUp(number uint16, copyRange uint32, flags *uint16, b []byte, other func([]byte)) (taken bool, err error) {
+func (s *socket) setUp(number uint16, copyRange, timeout uint32, flags *uint16, b []byte, other func([]byte)) (taken bool, err error) {
 	if err := s.ask(number, configCmd, commandValue(cmdBind), b, other); err != nil {
 		return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY), fmt.Errorf("NFULNL_CFG_CMD_BIND group %d: %w", number, err)
 	}
@@ -100,7 +100,7 @@ func (s *socket) setUp(number uint16, copyRange uint32, flags *uint16, b []byte,
 		value []byte
 	}{
 		{"FLAGS", configFlags, be.AppendUint16(nil, *flags)},
-		{"TIMEOUT", configTimeout, be.AppendUint32(nil, flushTicks)},
+		{"TIMEOUT", configTimeout, be.AppendUint32(nil, timeout)},
 		{"MODE", configMode, modeValue(copyRange)},
 	} {
 		err := s.ask(number, setting.attr, setting.value, b, other)

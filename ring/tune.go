@@ -36,11 +36,11 @@ const (
 	// promptBelow is the rate in packets/s below which Clocked groups are prompt. A packet
 	// by itself costs the sender about 1.8 µs more than one in a batch, so this costs a CPU
 	// 4 % at most; in return only faster traffic can leave a batch that the kernel holds
-	// for up to 20 ms, and whose stamps are as late.
+	// until its next tick (see clockedTicks), and whose stamps are as late.
 	promptBelow = 20_000
 	// quietBelow is the rate below which a Stamped group is quiet.
 	quietBelow = 1000
-	batchTime  = 4 * time.Millisecond
+	batchTime  = 2 * time.Millisecond
 	// maxClocked bounds batches whose timestamps are taken when they are read.
 	maxClocked = 230
 	// otherwise quiet Stamped groups are prompt when the others together have this rate.

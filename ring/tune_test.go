@@ -45,8 +45,8 @@ func TestTuning(t *testing.T) {
 			t.Errorf("at 5000/s: %+v", tn)
 		}
 		run(r, f, conns[0], &seq, 40_000, 300, batch)
-		if got := setting(conns[0], configThresh); got < 120 || got > 200 {
-			t.Errorf("at 40000/s the threshold is %d, want about 160", got)
+		if got := setting(conns[0], configThresh); got < 60 || got > 100 {
+			t.Errorf("at 40000/s the threshold is %d, want about 80", got)
 		}
 		if got := setting(conns[0], configBuffer); got != bufferFull {
 			t.Errorf("at 40000/s the buffer is %d", got)

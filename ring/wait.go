@@ -49,7 +49,7 @@ func (r *Reader) poll(all bool, wait int64) error {
 	for i := range r.groups {
 		fd := &r.fds[1+i].Fd
 		t := &r.groups[i].tuning
-		if listen := all || t.class == Clocked && t.prompt; listen != (*fd >= 0) {
+		if listen := all || t.class == Clocked; listen != (*fd >= 0) {
 			*fd = ^*fd // a negative descriptor is ignored
 		}
 	}
@@ -75,13 +75,9 @@ func (r *Reader) busy(now int64) bool {
 	// What comes during a sleep should be worth waking up for, and must not fill the
 	// receive buffers by more than a quarter.
 	const datagram = 68 << 10
-	least, longest := math.MaxInt, napLongest
+	least := math.MaxInt
 	for i := range r.groups {
-		g := &r.groups[i]
-		least = min(least, g.socket.receiveBuffer)
-		if g.Class == Clocked && !g.tuning.prompt {
-			longest = napClocked
-		}
+		least = min(least, r.groups[i].socket.receiveBuffer)
 	}
 	switch {
 	case r.burst > napFull || r.burst*datagram > least/4:
@@ -89,7 +85,7 @@ func (r *Reader) busy(now int64) bool {
 	case r.burst < napFull/2 && r.burst*datagram < least/16:
 		r.nap *= 2
 	}
-	r.nap = min(r.nap, longest)
+	r.nap = min(r.nap, napLongest)
 	return true
 }
 
