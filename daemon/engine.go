@@ -112,6 +112,7 @@ const (
 func (e *engine) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	defer takeShortSlices()()
 	e.begin()
 	e.admitTaps()
 	e.schedule(time.Now())
