@@ -44,6 +44,7 @@ var rows = []row{
 	{"idle-cpu", "CPU of a capture that sees nothing, and of capd without a capture", idleCPU},
 	{"first-packet", "from a packet's arrival to the counts that show it", firstPacket},
 	{"live", "from a packet's sending to its bytes at the reader of a live stream", live},
+	{"stamps", "how late stamps are where the kernel gives none, against AF_PACKET's of the same packets", stamps},
 	{"start-stop", "capctl start and capctl stop with eight captures running", startStop},
 	{"deliver-sftp", "1 GiB over loopback to OpenSSH, written, read back and renamed, against sftp(1)", delivery(sftpStore, "sftp put")},
 	{"deliver-s3", "1 GiB over loopback to versitygw, proven by checksum or read back, against rclone", delivery(s3Store, "rclone")},
