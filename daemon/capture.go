@@ -54,8 +54,9 @@ type capture struct {
 
 	absent   map[string]absence // interfaces that left, by the name or pattern asked for; under mu
 	ownNoted int                // connections of capd itself that were left out; under mu
-	queued   map[string]bool    // files that the delivery queue has; under mu
-	queueing sync.WaitGroup     // goroutines that hand files over
+	// queued names the files that the delivery queue has, or gets: then the channel, which is
+	// closed when one is handed over, is open. Under mu.
+	queued map[string]chan struct{}
 
 	trimming sync.WaitGroup // goroutines that keep the ring's length
 	refused  refusal        // the engine's

@@ -133,7 +133,7 @@ func (c *capture) chooseOldest(busyToo bool) (name string, queued, ok bool) {
 		return "", false, false
 	}
 	files[i].Status, files[i].NextAttempt = wire.FileRemoved, nil
-	return files[i].Name, c.queued[files[i].Name], true
+	return files[i].Name, c.queued[files[i].Name] != nil, true
 }
 
 // takeBack unmarks a segment whose delivery would not end.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -142,13 +143,14 @@ func (c *capture) failLocked(why *wire.Problem) {
 
 // enqueueLocked gives the queue one file, once.
 func (d *Daemon) enqueueLocked(c *capture, name string, attempts int) {
-	if c.queued[name] {
+	if c.queued[name] != nil {
 		return
 	}
 	if c.queued == nil {
-		c.queued = map[string]bool{}
+		c.queued = map[string]chan struct{}{}
 	}
-	c.queued[name] = true
+	handed := make(chan struct{})
+	c.queued[name] = handed
 	rec := &c.record.Capture
 	job := deliver.Job{
 		Key: c.id + "/" + name,
@@ -158,17 +160,40 @@ func (d *Daemon) enqueueLocked(c *capture, name string, attempts int) {
 		},
 		Attempts: attempts,
 		Open:     func() (*os.File, error) { return d.spool.OpenFile(c.id, name) },
-		Changed:  func(u deliver.Update) { c.delivered(name, u) },
+		Changed:  func(u deliver.Update) { c.delivered(name, u, u.State != deliver.StateDelivered) },
 	}
-	c.queueing.Go(func() {
+	go func() {
+		defer close(handed)
 		var err error
 		if job.Put.Size, err = d.fileSize(c.id, name); err == nil {
 			err = d.queue.Enqueue(job)
 		}
 		if err != nil {
-			c.delivered(name, deliver.Update{State: deliver.StateFailed, Attempts: attempts, Err: deliver.Fail(deliver.ReasonLocal, err, "hand the file over")})
+			c.delivered(name, deliver.Update{State: deliver.StateFailed, Attempts: attempts, Err: deliver.Fail(deliver.ReasonLocal, err, "hand the file over")}, false)
 		}
-	})
+	}()
+}
+
+// inQueue gives the names of the files that the queue has. It waits for those that are
+// being handed over.
+func (c *capture) inQueue() []string {
+	for {
+		c.mu.Lock()
+		names := slices.Collect(maps.Keys(c.queued))
+		var handing chan struct{}
+		for _, handed := range c.queued {
+			select {
+			case <-handed:
+			default:
+				handing = handed
+			}
+		}
+		c.mu.Unlock()
+		if handing == nil {
+			return names
+		}
+		<-handing
+	}
 }
 
 func (d *Daemon) fileSize(id, name string) (int64, error) {
@@ -184,12 +209,13 @@ func (d *Daemon) fileSize(id, name string) (int64, error) {
 	return info.Size(), nil
 }
 
-// delivered takes note of what became of a file, and goes on to the next step. The record
+// delivered takes note of what became of a file, which the queue has further on or not, and
+// goes on to the next step. The record
 // says durably that a file is delivered before the local copy is deleted: a kill between
 // the two leaves a copy too many, which the next start deletes, never a file too few.
-func (c *capture) delivered(name string, u deliver.Update) {
+func (c *capture) delivered(name string, u deliver.Update, queued bool) {
 	c.mu.Lock()
-	if u.State == deliver.StateDelivered {
+	if !queued {
 		delete(c.queued, name)
 	}
 	rec := &c.record.Capture
@@ -269,6 +295,7 @@ func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
 	if err != nil {
 		return wire.Capture{}, err
 	}
+	waiting := c.inQueue()
 	c.mu.Lock()
 	rec := &c.record.Capture
 	if rec.Destination == "" {
@@ -293,17 +320,9 @@ func (d *Daemon) Retry(_ context.Context, ref string) (wire.Capture, error) {
 			}
 		}
 	}
-	waiting := make([]string, 0, len(c.queued))
-	for name := range c.queued {
-		waiting = append(waiting, name)
-	}
 	c.mu.Unlock()
 	for _, name := range waiting {
-		if !d.queue.Retry(c.id + "/" + name) {
-			c.mu.Lock()
-			delete(c.queued, name) // it never got there; deliver hands it over again
-			c.mu.Unlock()
-		}
+		d.queue.Retry(c.id + "/" + name) // one that has left the queue since then is delivered
 	}
 	c.saveOrLog()
 	d.deliver(c)
@@ -357,14 +376,7 @@ func (d *Daemon) awaitDelivery(grace time.Duration) {
 
 // forgetDelivery takes a capture's files out of the queue.
 func (d *Daemon) forgetDelivery(ctx context.Context, c *capture) error {
-	c.queueing.Wait()
-	c.mu.Lock()
-	names := make([]string, 0, len(c.queued))
-	for name := range c.queued {
-		names = append(names, name)
-	}
-	c.mu.Unlock()
-	for _, name := range names {
+	for _, name := range c.inQueue() {
 		if err := d.queue.Forget(ctx, c.id+"/"+name); err != nil {
 			return fmt.Errorf("end the delivery of %s: %w", name, err)
 		}
