@@ -183,8 +183,12 @@ func (l *lexer) next() (token, error) {
 		}
 		return t, nil
 	}
-	char := []rune(rest)[:1]
-	return t, l.wrong(t.at, string(char), fmt.Sprintf("the character %q has no meaning in a filter", string(char)), "leave it out")
+	char := string([]rune(rest)[:1])
+	hint, ok := charHints[char]
+	if !ok {
+		hint = "leave it out"
+	}
+	return t, l.wrong(t.at, char, fmt.Sprintf("the character %q has no meaning in a filter", char), hint)
 }
 
 func (l *lexer) take(t token, n int) token {

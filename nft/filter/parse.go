@@ -38,7 +38,7 @@ func parse(text string, hosts *resolving) (*Filter, error) {
 		return nil, err
 	}
 	if p.tok.kind != tokEnd {
-		return nil, p.unexpected("and, or, or the end")
+		return nil, p.unexpected(joint)
 	}
 	return New(ungroup(root)), nil
 }
@@ -57,12 +57,14 @@ var noQualifier = qualifier{what: "none"}
 type parser struct {
 	lexer lexer
 	tok   token
+	last  token // the one before it
 	depth int
 	hosts *resolving // nil: names of hosts are refused
 	isID  bool       // the last term was an id alone, or such ids in parentheses
 }
 
 func (p *parser) advance() (err error) {
+	p.last = p.tok
 	p.tok, err = p.lexer.next()
 	return err
 }
@@ -98,10 +100,14 @@ func (p *parser) unexpected(expected string) error {
 	if p.tok.kind == tokEnd {
 		return p.wrong(p.tok, "", "the filter ends where %s is expected", expected)
 	}
-	if hint, ok := refusedWords[p.tok.text]; ok && p.tok.kind == tokWord {
+	hint := p.misplaced(expected)
+	if why, ok := refusedWords[p.tok.text]; ok && p.tok.kind == tokWord {
+		if hint == "" || expected == joint && !strings.HasPrefix(hint, "write") {
+			hint = why
+		}
 		return p.refused(hint)
 	}
-	return p.wrong(p.tok, "", "%q stands where %s is expected", p.tok.text, expected)
+	return p.wrong(p.tok, hint, "%q stands where %s is expected", p.lexer.text[p.tok.at:p.lexer.at], expected)
 }
 
 // refused is an error at a keyword of pcap-filter(7) that is not supported.
@@ -198,7 +204,7 @@ func (p *parser) booleanTerm(q qualifier) (Node, qualifier, error) {
 		return node, q, err
 	}
 	if err == nil && number != nil {
-		err = p.wrong(at, "", "a comparison is expected after the number %s: =, !=, <, >, <= or >=", number)
+		err = p.wrong(at, comparisonHint(number), "a comparison is expected after the number %s: =, !=, <, >, <= or >=", number)
 	}
 	return node, q, err
 }

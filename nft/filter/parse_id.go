@@ -33,6 +33,9 @@ func (p *parser) id(q qualifier) (Node, error) {
 		if err := p.advance(); err != nil {
 			return nil, err
 		}
+		if p.is("/") && (q.what == "port" || q.what == "portrange") {
+			return nil, p.wrong(p.tok, "write the protocol before port, and several ports so: port 80 or 443", "a port has nothing behind a /")
+		}
 		if p.is("/") {
 			return nil, p.wrong(p.tok, fmt.Sprintf("write %s.0/LENGTH", t.text), "a network with a prefix length needs at least two numbers before the /")
 		}
@@ -43,7 +46,7 @@ func (p *parser) id(q qualifier) (Node, error) {
 		return p.ipv6(q)
 	case tokMAC:
 		if q.proto != LinkLayer || q.what != "" && q.what != "host" {
-			return nil, p.wrong(t, "write ether host "+t.text, "an Ethernet address stands where none is compared")
+			return nil, p.wrong(t, words("write ether", q.dir.String(), "host", t.text), "an Ethernet address stands where none is compared")
 		}
 		return EtherHost{q.dir, t.mac, t.at + 1}, p.advance()
 	case tokName, tokEscaped:
@@ -74,6 +77,13 @@ func (p *parser) alone(t token) error {
 		hint = "write ether host before it"
 	case tokName, tokEscaped:
 		hint = "write what it is before it, such as port; host names are not looked up: write addresses"
+		if better := wordHint(t.text); better != "" {
+			hint = better
+		}
+	case tokNumber:
+		if strings.HasPrefix(t.text, "tcp-") {
+			hint = fmt.Sprintf("write tcp[tcpflags] & %s != 0", t.text)
+		}
 	}
 	return p.wrong(t, hint, "%q stands alone: nothing before it says what it is", t.text)
 }
@@ -196,7 +206,11 @@ func (p *parser) ipv4(q qualifier) (Node, error) {
 		}
 	}
 	if n&^mask != 0 {
-		return nil, p.wrong(t, fmt.Sprintf("write %s for the network", addr4(n&mask)),
+		hint := fmt.Sprintf("write %s for the network", addr4(n&mask))
+		if length, ok := maskBits(addr4(mask)); ok {
+			hint = fmt.Sprintf("write net %s/%d for the network, host %s for the host", addr4(n&mask), length, addr4(n))
+		}
+		return nil, p.wrong(t, hint,
 			"%s has bits set that are not the network's", t.text)
 	}
 	return Host{q.proto, q.dir, addr4(n), addr4(mask), t.at + 1}, nil
@@ -242,7 +256,7 @@ func (p *parser) ipv6(q qualifier) (Node, error) {
 	}
 	prefix := netip.PrefixFrom(t.addr, length)
 	if prefix.Masked() != prefix {
-		return nil, p.wrong(t, fmt.Sprintf("write %s for the network", prefix.Masked()),
+		return nil, p.wrong(t, fmt.Sprintf("write net %s for the network, host %s for the host", prefix.Masked(), t.addr),
 			"%s has bits set that are not the network's", t.text)
 	}
 	var mask [16]byte
@@ -289,6 +303,12 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 	switch q.what {
 	case "port":
 		proto, port, ok := etcServices().lookup(t.text)
+		if low, high, isRange := strings.Cut(t.text, "-"); !ok && isRange && isNumber(low) && isNumber(high) {
+			return nil, p.wrong(t, "write portrange "+t.text, "%q is a range, which port does not take", t.text)
+		}
+		if small := strings.ToLower(t.text); !ok && small != t.text {
+			return nil, p.wrong(t, "write its number, or "+small, "no port is called %q in /etc/services", t.text)
+		}
 		if !ok {
 			return nil, p.wrong(t, "write its number", "no port is called %q in /etc/services", t.text)
 		}
@@ -314,7 +334,16 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 		}
 		return p.carries(t, q, uint32(n))
 	case "net":
+		if strings.Trim(t.text, "0123456789.-") == "" {
+			return nil, p.wrong(t, "write the network, such as 192.0.2.0/24", "%q is no network", t.text)
+		}
 		return nil, p.wrong(t, "write the network, such as 192.0.2.0/24", "names of networks are not looked up: %q", t.text)
+	}
+	if strings.Trim(t.text, "0123456789.-") == "" {
+		return nil, p.wrong(t, "write an address such as 192.0.2.7, or net and its beginning, such as net 192.0.2", "%q is no address", t.text)
+	}
+	if near := nearest(t.text); near != "" && p.isMore() {
+		return nil, p.wrong(t, "write "+near+", if that is meant", "%q stands where %s is expected", t.text, expectedID(q))
 	}
 	if q.proto == LinkLayer {
 		return nil, p.wrong(t, "write the address, such as 00:00:5e:00:53:01", "names of Ethernet addresses are not looked up: %q", t.text)
@@ -324,6 +353,12 @@ func (p *parser) name(t token, q qualifier) (Node, error) {
 	}
 	return nil, p.wrong(t, "write the address; capctl start --resolve looks names up",
 		"host names are not looked up, because what they stand for changes: %q", t.text)
+}
+
+// isMore tells whether an id seems to stand behind the next token, as in "src hots 10.0.0.1".
+func (p *parser) isMore() bool {
+	next, err := (&lexer{text: p.lexer.text, at: p.lexer.at}).next()
+	return err == nil && (next.kind == tokNumber || next.kind == tokIPv4 || next.kind == tokIPv6 || next.kind == tokMAC)
 }
 
 // portRange reads LOW-HIGH; either can be a name.
