@@ -52,7 +52,7 @@ const maxExtensions = 16
 func FindHeaders(ethertype uint16, b []byte) Headers {
 	h := Headers{Ethertype: ethertype, End: len(b)}
 	for range maxExtensions {
-		if h.Ethertype != etherVLAN && h.Ethertype != etherQinQ && h.Ethertype != etherOldTag || len(b) < h.Network+4 {
+		if !isTag(h.Ethertype) || len(b) < h.Network+4 {
 			break
 		}
 		h.Ethertype = be.Uint16(b[h.Network+2:])
@@ -210,8 +210,9 @@ func (p *Packet) NetworkLength() uint32 {
 	return uint32(wireLength(p.Protocol, b))
 }
 
-// Network gives the packet from its network header on. At netdev egress the kernel
-// repeats the link-layer header before it.
+// Network gives the packet from its network header on, or from the VLAN tags before it
+// that the kernel has not stripped. At netdev egress the kernel repeats the link-layer
+// header before it.
 func (p *Packet) Network() []byte {
 	if len(p.L2Header) == 0 || p.Family != FamilyNetdev || p.Hook != HookNetdevEgress {
 		return p.Payload
@@ -224,10 +225,15 @@ func (p *Packet) Network() []byte {
 // (net/packet/af_packet.c, packet_parse_headers), everywhere else as what it carries.
 func (p *Packet) linkHeader() []byte {
 	h := p.L2Header
-	if len(h) > etherHeader && p.Hook == HookNetdevEgress && (p.Protocol == etherVLAN || p.Protocol == etherQinQ) && be.Uint16(h[12:]) == p.Protocol {
+	if len(h) > etherHeader && p.Hook == HookNetdevEgress && isTag(p.Protocol) && be.Uint16(h[12:]) == p.Protocol {
 		return h[:etherHeader]
 	}
 	return h
+}
+
+// isTag tells the ethertypes of VLAN tags.
+func isTag(ethertype uint16) bool {
+	return ethertype == etherVLAN || ethertype == etherQinQ || ethertype == etherOldTag
 }
 
 // HeadersOnly cuts body, which Frame gave for the link type, where the payload begins.

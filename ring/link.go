@@ -64,7 +64,7 @@ func (p *Packet) Frame(link LinkType, scratch *[MaxHead]byte) (head, body []byte
 		}
 	case LinkRaw:
 		protocol := p.Protocol
-		for (protocol == etherVLAN || protocol == etherQinQ) && len(body) >= 4 {
+		for isTag(protocol) && len(body) >= 4 {
 			protocol, body = be.Uint16(body[2:]), body[4:]
 		}
 		if len(body) == 0 || protocol != etherIPv4 && protocol != etherIPv6 {
@@ -187,7 +187,7 @@ func EthernetDevice(hwType uint16) bool { return hwType == hwEther || hwType == 
 // Ethernet padding behind an IP packet that was cut.
 func wireLength(protocol uint16, b []byte) int {
 	at := 0
-	for (protocol == etherVLAN || protocol == etherQinQ) && len(b) >= at+4 {
+	for isTag(protocol) && len(b) >= at+4 {
 		protocol = be.Uint16(b[at+2:])
 		at += 4
 	}
