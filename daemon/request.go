@@ -19,7 +19,6 @@ const fileSnaplen = 262144
 // Defaults of a request that are no limits of the box.
 const (
 	defaultSegmentSize = 64 * 1000 * 1000
-	maxSegmentSize     = 1000 * 1000 * 1000
 )
 
 // plan is a request made whole: every default filled in, checked against the box's
@@ -134,7 +133,7 @@ func (p *plan) fillRing(cfg *config.Config) *wire.Error {
 	sized := r.SegmentSize != nil && *r.SegmentSize != 0
 	size := wire.Size(defaultSegmentSize)
 	if sized {
-		size = min(*r.SegmentSize, maxSegmentSize)
+		size = min(*r.SegmentSize, wire.MaxSegmentSize)
 	}
 	if r.ByteLimit == nil || *r.ByteLimit == 0 {
 		if n*size > cfg.Limits.MaxByteLimit {
@@ -191,7 +190,7 @@ func (p *plan) fillFormat(*config.Config) *wire.Error {
 	if r.SegmentSize == nil || *r.SegmentSize == 0 {
 		r.SegmentSize = ptr(wire.Size(defaultSegmentSize))
 	}
-	if *r.SegmentSize > maxSegmentSize {
+	if *r.SegmentSize > wire.MaxSegmentSize {
 		return invalid("segment_size", fmt.Sprintf("%s is more than a segment may have (1gb)", *r.SegmentSize), "ask for 1gb or less")
 	}
 	if r.SegmentTime == nil {

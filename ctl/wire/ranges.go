@@ -12,6 +12,13 @@ const (
 	MaxPacketLimit = 1<<63 - 1
 )
 
+// Ranges of sizes in bytes, of a request as of a box's configuration.
+const (
+	MinByteLimit   = 4096 // a file's own headers must fit
+	MinSegmentSize = 64 << 10
+	MaxSegmentSize = 1_000_000_000 // sent in one go, and again whole where that fails
+)
+
 // NumberRange says in words what a request's field of whole numbers takes, "" where that
 // is whatever its type holds.
 func NumberRange(field string) string {

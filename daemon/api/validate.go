@@ -14,13 +14,11 @@ import (
 
 // Bounds of a request that hold on every box, besides those of package wire.
 const (
-	minByteLimit   = 4096 // a file's own headers must fit
-	minSegmentSize = 64 << 10
-	maxFilter      = 64 << 10 // bytes of text
-	maxInterfaces  = 64
-	maxExclude     = 64
-	maxLabels      = 32
-	maxLabelValue  = 256
+	maxFilter     = 64 << 10 // bytes of text
+	maxInterfaces = 64
+	maxExclude    = 64
+	maxLabels     = 32
+	maxLabelValue = 256
 )
 
 // ValidateRequest checks what can be judged of a request without knowing the box: nil,
@@ -134,14 +132,14 @@ func validateNumbers(r *wire.StartRequest) *wire.Error {
 	if n := r.TimeLimit; n != nil && *n <= 0 {
 		return out("time_limit", *n, "write more than 0 seconds, or leave it out for the box's default")
 	}
-	if n := r.ByteLimit; n != nil && *n < minByteLimit {
-		return out("byte_limit", int64(*n), fmt.Sprintf("at least %d: a file's own headers must fit; or leave it out for the box's default", minByteLimit))
+	if n := r.ByteLimit; n != nil && *n < wire.MinByteLimit {
+		return out("byte_limit", int64(*n), fmt.Sprintf("at least %d: a file's own headers must fit; or leave it out for the box's default", wire.MinByteLimit))
 	}
 	if n := r.PacketLimit; n != nil && *n > wire.MaxPacketLimit {
 		return out("packet_limit", *n, numberHint("packet_limit", math.MaxUint64))
 	}
-	if n := r.SegmentSize; n != nil && *n < minSegmentSize {
-		return out("segment_size", int64(*n), fmt.Sprintf("at least %d, or leave it out for the default", minSegmentSize))
+	if n := r.SegmentSize; n != nil && *n < wire.MinSegmentSize {
+		return out("segment_size", int64(*n), fmt.Sprintf("at least %d, or leave it out for the default", wire.MinSegmentSize))
 	}
 	if n := r.SegmentTime; n != nil && *n != 0 && *n < 1e9 {
 		return out("segment_time", *n, "write 0 for none, or at least 1 second")

@@ -73,7 +73,7 @@ func (r *reader) destination(name string, table toml.Key, raw rawDestination) De
 	r.get(raw.Probe, oneOf(&d.Probe, ProbeFull, ProbeWrite, ProbeNone))
 	r.get(raw.Compression, oneOf(&d.Compression, CompressionNone, CompressionZstd))
 	r.get(raw.EncryptTo, list(&d.EncryptTo, recipient))
-	r.get(raw.SegmentSize, sizeBetween(&d.SegmentSize, 64<<10, 5<<30))
+	r.get(raw.SegmentSize, sizeBetween(&d.SegmentSize, wire.MinSegmentSize, wire.MaxSegmentSize))
 	r.get(raw.Concurrency, integer(&d.Concurrency, 1, 16))
 	r.get(raw.Bandwidth, sizeBetween(&d.Bandwidth, 0, 1<<62))
 	r.get(raw.SourceAddress, address(&d.SourceAddress))

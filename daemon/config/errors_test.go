@@ -38,6 +38,7 @@ func TestMistakes(t *testing.T) {
 		{"[limits]\nretention = '7d5'", `capd.toml:2: limits.retention: "7d5" is not a duration (write seconds as a number, or 90s, 5m, 1h30m, 7d)`},
 		{"[limits]\nretention = true", `capd.toml:2: limits.retention: true is not a duration (write seconds as a number, or 90s, 5m, 1h30m, 7d)`},
 		{"[limits]\nmax_byte_limit = '10 apples'", `capd.toml:2: limits.max_byte_limit: "10 apples" is not a size (write bytes as a number, or with b, kb, mb, gb, KiB, MiB or GiB (10mb))`},
+		{"[limits]\nmax_byte_limit = '1kb'", `capd.toml:2: limits.max_byte_limit: "1kb" is out of range (write 4KiB to 4294967296GiB)`}, // as of a request
 		{"[limits]\nmax_byte_limit = -1", `capd.toml:2: limits.max_byte_limit: -1 is not a size (write bytes as a number, or with b, kb, mb, gb, KiB, MiB or GiB (10mb))`},
 		{"[limits]\nspool_size = '110%'", `capd.toml:2: limits.spool_size: "110%" is out of range (write 0% to 100%)`},
 		{"[limits]\nspool_size = '10% at least 5gb'", `capd.toml:2: limits.spool_size: "10% at least 5gb" is not a share of a file system (write a percentage of the file system ("10%"), one with a cap ("10%, at most 10gb"), or a size ("20gb"))`},
@@ -87,6 +88,7 @@ capd.toml:1: destination.ev: secret_access_key_file is missing (the path of a fi
 		{strings.Replace(s3, "captures", "UPPER", 1), `capd.toml:4: destination.ev.bucket: "UPPER" is not a bucket's name (3 to 63 of a-z, 0-9, dot and dash)`},
 		{s3 + "sse = 'rot13'", `capd.toml:6: destination.ev.sse: "rot13" is not a server-side encryption (write AES256, aws:kms or aws:kms:KEY)`},
 		{strings.Replace(sftp, `"/k"`, `"-----BEGIN OPENSSH PRIVATE KEY-----"`, 1), `capd.toml:5: destination.soc.private_key: this is not an absolute path (write the path of the file that holds it ("/etc/capd/..."), or "credential:NAME")`},
+		{sftp + "segment_size = '2gb'", `capd.toml:7: destination.soc.segment_size: "2gb" is out of range (write 64KiB to 1gb)`}, // as of a request
 		{strings.Replace(sftp, `"/k"`, `"credential:../k"`, 1), `capd.toml:5: destination.soc.private_key: this is not an absolute path (write the path of the file that holds it ("/etc/capd/..."), or "credential:NAME")`},
 
 		// All mistakes at once, line by line.
