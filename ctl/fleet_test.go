@@ -329,6 +329,11 @@ func TestRemoteFailures(t *testing.T) {
 	if _, stderr := f.capctl(3, "-H", "edge-1", "list"); !strings.Contains(stderr, "capctl: capd cannot be reached at ") || !strings.Contains(stderr, ": there is no such socket\nhint: is capd running?") {
 		t.Errorf("no capd: %s", stderr)
 	}
+	none := f.command("-H", "edge-1", "list")
+	none.Env = append(none.Env, "CAPCTL_SSH=no-such-ssh -v")
+	if out, _ := none.CombinedOutput(); none.ProcessState.ExitCode() != 3 || !strings.Contains(string(out), "there is no program no-such-ssh here to reach edge-1 with\nhint: install an SSH client here") {
+		t.Errorf("no ssh here: %d: %s", none.ProcessState.ExitCode(), out)
+	}
 	for _, test := range []struct{ script, want string }{
 		{"echo Permission denied. >&2; exit 255", "ssh: Permission denied.\nhint: does this work: ssh edge-1 true"},
 		{"exit 127", "there is no capctl on edge-1"},
@@ -351,7 +356,7 @@ func TestRemoteFailures(t *testing.T) {
 
 func TestHostsFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hosts")
-	put(t, path, []byte("# mine\nedge: edge-1 ops@edge-2:2222 # two\n  [2001:db8::1]:22\ncore: core-1 @edge\n\nloop: @loop\n"))
+	put(t, path, []byte("# mine\nedge: edge-1 ops@edge-2:2222 # two\n  [2001:db8::1]:22\ncore: core-1 @edge\n\nloop: @loop\nempty:\n"))
 	file, err := remote.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -370,7 +375,7 @@ func TestHostsFile(t *testing.T) {
 	if got := remote.Labels(append(hosts, remote.Host{Name: "edge-1", Port: 23})); !slices.Equal(got, []string{"core-1", "edge-1", "edge-2", "2001:db8::1", "edge-1:23"}) {
 		t.Error(got)
 	}
-	for _, names := range []string{"@loop", "@none", "", "a b", "-oX", "@", "x@", "@all", "h:0", "h:99999", "a/b", "me@-x"} {
+	for _, names := range []string{"@loop", "@empty", "@none", "", "a b", "-oX", "@", "x@", "@all", "h:0", "h:99999", "a/b", "me@-x"} {
 		if hosts, err := file.Expand([]string{names}); err == nil {
 			t.Errorf("%q is taken for %v", names, hosts)
 		}

@@ -145,7 +145,10 @@ func (f *File) parse(text string) error {
 		members := line
 		if line[0] != ' ' && line[0] != '\t' {
 			name, after, ok := strings.Cut(line, ":")
-			if name = strings.TrimSpace(name); !ok || name == "" || name == "all" || strings.ContainsAny(name, "@ \t") {
+			if name = strings.TrimSpace(name); name == "all" {
+				return fmt.Errorf("line %d: @all is every host in the file and cannot be set: give the group another name", n+1)
+			}
+			if !ok || name == "" || strings.ContainsAny(name, "@ \t") {
 				return fmt.Errorf("line %d: %q is not of the form GROUP: HOST", n+1, strings.TrimSpace(line))
 			}
 			if group = name; !slices.Contains(f.order, group) {
@@ -193,6 +196,9 @@ func (f *File) Expand(names []string) ([]Host, error) {
 			for _, g := range f.order {
 				members = append(members, "@"+g)
 			}
+		}
+		if slices.Contains(f.order, group) && len(members) == 0 {
+			return fmt.Errorf("the group @%s in %s has no hosts", group, f.Path)
 		}
 		if !ok {
 			return fmt.Errorf("there is no group @%s in %s", group, f.Path)

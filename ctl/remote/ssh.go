@@ -107,6 +107,11 @@ func (d *Dialer) dial(ctx context.Context) (*conn, error) {
 	if len(command) == 0 {
 		command = []string{"ssh"}
 	}
+	if _, err := exec.LookPath(command[0]); err != nil { // the shell below would end as one that finds no capctl there does
+		e := &client.UnreachableError{Err: err, What: "there is no program " + command[0] + " here to reach " + d.Host.Name + " with"}
+		e.Hint = "install an SSH client here, or name one in CAPCTL_SSH"
+		return nil, e
+	}
 	// A Ctrl-C at the terminal goes to ssh too, and would cut the connection by which the
 	// capture is to be stopped. ssh leaves a signal ignored that it finds ignored
 	// (clientloop.c), and keeps the terminal for its questions.
