@@ -116,12 +116,15 @@ func (a *app) merge(ctx context.Context, args []string, out string, force bool, 
 	section := pcapng.Section{Application: "capctl " + wire.Version, Comment: set.comment(m.Hosts()), More: aboutFiles(m.Sections())}
 	var result merge.Result
 	if out == "-" {
-		result, err = m.Write(a.stdout, section)
+		result, err = m.Write(untilEnd{ctx, a.stdout}, section)
 		if errors.Is(err, syscall.EPIPE) {
 			return nil // who reads has seen enough
 		}
 	} else {
-		err = writeNew(out, force, func(w io.Writer) (err error) { result, err = m.Write(w, section); return err })
+		err = writeNew(out, force, func(w io.Writer) (err error) { result, err = m.Write(untilEnd{ctx, w}, section); return err })
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	if err != nil {
 		return failf("merging: %v", err)
@@ -144,6 +147,20 @@ func (a *app) merge(ctx context.Context, args []string, out string, force bool, 
 		return failf("%s ended early; what stands before that is merged", plural(n, "file", "files"))
 	}
 	return nil
+}
+
+// untilEnd writes until its context ends: Ctrl-C leaves no half file behind.
+type untilEnd struct {
+	ctx context.Context
+	io.Writer
+}
+
+// Write implements io.Writer.
+func (u untilEnd) Write(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.Writer.Write(p)
 }
 
 // writeNew makes a file that appears under its name when it is whole. A pipe or a device

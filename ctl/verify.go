@@ -33,9 +33,10 @@ of FILEs only these are looked at.
 
 The manifest is signed by the key of the box that captured
 (/var/lib/capd/signing_key.pub there). --signers says whose key is trusted: an
-allowed_signers file as ssh-keygen -Y verify takes it, or a public key. Without it only
-the bytes are checked, and the signature is marked !: whoever can change the files can
-sign a manifest of their own with a key of their own.
+allowed_signers file as ssh-keygen -Y verify takes it, whose lines begin with the host
+that a key may sign for, or a public key, which may sign for any. Without it only the
+bytes are checked, and the signature is marked !: whoever can change the files can sign a
+manifest of their own with a key of their own.
 
 What is inside a sealed file is looked at only with --identity. A file that was sealed
 while its box lost power opens up to its last whole chunk of 64 KiB, which is told.
@@ -56,8 +57,8 @@ trusted key where --signers is given, and 1 where anything is not. ssh-keygen an
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			v := &verifier{now: a.now()}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v := &verifier{ctx: cmd.Context(), now: a.now()}
 			var err error
 			if signers != "" {
 				if v.signers, err = readSigners(signers); err != nil {
@@ -135,6 +136,7 @@ const (
 	signedTrusted   = "trusted"
 	signedUnknown   = "unknown_key"   // good, and nobody was named as trusted
 	signedUntrusted = "untrusted_key" // good, by a key that is not among the trusted
+	signedByOther   = "other_host"    // good, by a trusted key that may not sign for the manifest's host
 	signedBad       = "bad"
 	signedMissing   = "missing"
 )
@@ -295,6 +297,8 @@ func (s verifiedSigner) about() string {
 			"/var/lib/capd/signing_key.pub fetched from the box itself"
 	case signedUntrusted:
 		return "signed by a key that is not among the trusted (" + s.Key + ")"
+	case signedByOther:
+		return "signed by " + s.Signer + " (" + s.Key + "), whose key may not sign for this host: its line in the --signers file begins with the hosts that it may sign for, * for any"
 	case signedMissing:
 		return "not signed: " + s.Error
 	}

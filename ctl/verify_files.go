@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"capd/ctl/sshsig"
@@ -24,6 +26,7 @@ import (
 
 // verifier holds what a verification was told.
 type verifier struct {
+	ctx        context.Context // ends a reading; a file of many gigabytes takes its time
 	signers    *sshsig.Signers // nil: nobody was named
 	identities []unseal.Identity
 	now        time.Time
@@ -59,6 +62,9 @@ func (v *verifier) verify(args []string) (verified, error) {
 		if err := v.files(&r, dir, byFolder[dir]); err != nil {
 			return r, err
 		}
+	}
+	if err := v.ctx.Err(); err != nil {
+		return r, err // what was not read to its end is neither good nor bad
 	}
 	r.OK = len(r.Extra) == 0
 	for _, c := range r.Captures {
@@ -167,7 +173,7 @@ func (v *verifier) capture(dir, manifest string, names, only []string, taken map
 	if errors.Is(err, unseal.ErrSealed) {
 		// Who cannot open it can still tell that the box made it, and no more.
 		c.Error = err.Error()
-		c.Signature = v.signature(dir, []string{manifest + ".sig", prefix + wire.SignatureName}, raw, nil)
+		c.Signature = v.signature(dir, []string{manifest + ".sig", prefix + wire.SignatureName}, raw, nil, "")
 		for _, name := range names {
 			if strings.HasPrefix(name, prefix) && strings.HasSuffix(name, ".age") {
 				taken[name] = true
@@ -189,7 +195,7 @@ func (v *verifier) capture(dir, manifest string, names, only []string, taken map
 		return c
 	}
 	c.ID, c.Name, c.Host = m.Capture.ID, m.Capture.Name, m.Capture.Host
-	c.Signature = v.signature(dir, []string{manifest + ".sig", prefix + wire.SignatureName}, raw, plain)
+	c.Signature = v.signature(dir, []string{manifest + ".sig", prefix + wire.SignatureName}, raw, plain, c.Host)
 	c.OK = c.Signature.good()
 	for _, f := range m.Capture.Files {
 		name := localName(f, prefix, names)
@@ -218,7 +224,7 @@ func localName(f wire.File, prefix string, names []string) string {
 
 // readManifest gives a manifest as it lies there, and opened.
 func (v *verifier) readManifest(path string) (raw, plain []byte, err error) {
-	f, err := os.Open(path)
+	f, err := openFile(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -238,13 +244,42 @@ func (v *verifier) readManifest(path string) (raw, plain []byte, err error) {
 	return raw, plain, err
 }
 
+// openFile opens a file for reading. A pipe that somebody has put in a file's place would
+// be waited for without end: only files are opened.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// readSmall reads a signature.
+func readSmall(path string) ([]byte, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
+}
+
 // signature judges the manifest's signature, which lies under one of the names and was
-// made over the manifest as it is there or as it was before it was sealed.
-func (v *verifier) signature(dir string, names []string, raw, plain []byte) verifiedSigner {
+// made over the manifest as it is there or as it was before it was sealed. host is the one
+// that the manifest names, "" where it cannot be opened.
+func (v *verifier) signature(dir string, names []string, raw, plain []byte, host string) verifiedSigner {
 	var armored []byte
 	var err error
 	for _, name := range names {
-		if armored, err = os.ReadFile(filepath.Join(dir, name)); err == nil {
+		if armored, err = readSmall(filepath.Join(dir, name)); err == nil {
 			break
 		}
 	}
@@ -266,8 +301,11 @@ func (v *verifier) signature(dir string, names []string, raw, plain []byte) veri
 	s := verifiedSigner{Status: signedUnknown, Key: sshsig.Fingerprint(key)}
 	if v.signers != nil {
 		s.Status = signedUntrusted
-		if name, ok := v.signers.Find(key, wire.SignatureNamespace, v.now); ok {
+		if name, ok, own := v.signers.Find(key, host, wire.SignatureNamespace, v.now); ok {
 			s.Status, s.Signer = signedTrusted, name
+			if !own && host != "" {
+				s.Status = signedByOther
+			}
 		}
 	}
 	return s
@@ -276,7 +314,7 @@ func (v *verifier) signature(dir string, names []string, raw, plain []byte) veri
 // file verifies one file in one reading.
 func (v *verifier) file(path string, f wire.File) verifiedFile {
 	got := verifiedFile{Name: filepath.Base(path), Path: path}
-	in, err := os.Open(path)
+	in, err := openFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && f.Status == wire.FileRemoved:
 		got.Status, got.Detail = fileRemoved, "by capd, to keep only the newest"
@@ -290,7 +328,7 @@ func (v *verifier) file(path string, f wire.File) verifiedFile {
 	}
 	defer in.Close()
 	outer := sha256.New()
-	counted := &countingReader{r: io.TeeReader(in, outer)}
+	counted := &countingReader{ctx: v.ctx, r: io.TeeReader(in, outer)}
 	inside := v.inside(counted)
 	// Whatever the inside left: the hash is over all of it.
 	if _, err := io.Copy(io.Discard, counted); err != nil {
@@ -397,11 +435,15 @@ func packetSteps(in *bufio.Reader) (func() (bool, error), error) {
 }
 
 type countingReader struct {
-	r io.Reader
-	n int64
+	ctx context.Context
+	r   io.Reader
+	n   int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err

@@ -31,6 +31,8 @@ func deliverFor(t *testing.T, key *age.X25519Identity) (d *testbed.Daemon, sftp,
 	sshd := testbed.NewSSHD(t)
 	gw := testbed.NewS3(t, testbed.S3Options{TLS: true})
 	d = testbed.StartDaemon(t, "", fmt.Sprintf(`
+[daemon]
+host = "edge-1"
 [destination.soc]
 type = "sftp"
 address = %q

@@ -180,21 +180,63 @@ func parseTime(s string) (time.Time, error) {
 }
 
 // Find looks whether a key may sign in a namespace at a time, and gives the name under
-// which it is listed: its principals, else the key's comment.
-func (s *Signers) Find(key ssh.PublicKey, namespace string, at time.Time) (name string, ok bool) {
+// which it is listed: its principals, else the key's comment. own says whether it may sign
+// in the name of who, as ssh-keygen -Y verify -I has it: a bare public key may in any.
+func (s *Signers) Find(key ssh.PublicKey, who, namespace string, at time.Time) (name string, ok, own bool) {
 	for _, e := range s.entries {
+		if own {
+			break
+		}
 		switch {
 		case !bytes.Equal(e.key.Marshal(), key.Marshal()):
 		case e.namespaces != nil && !slices.ContainsFunc(e.namespaces, func(p string) bool { m, _ := path.Match(p, namespace); return m }):
 		case !e.after.IsZero() && at.Before(e.after), !e.before.IsZero() && !at.Before(e.before):
 		default:
+			name, ok, own = e.comment, true, true
 			if e.principals != "" {
-				return e.principals, true
+				name, own = e.principals, matchList(who, e.principals)
 			}
-			return e.comment, true
 		}
 	}
-	return "", false
+	return name, ok, own
+}
+
+// matchList says whether a name is in a list of patterns with * and ?, of which one with !
+// keeps out what it matches (ssh_config(5), "PATTERNS").
+func matchList(name, list string) (in bool) {
+	for pattern := range strings.SplitSeq(list, ",") {
+		rest, not := strings.CutPrefix(pattern, "!")
+		if !matchPattern(name, rest) {
+			continue
+		}
+		if not {
+			return false
+		}
+		in = true
+	}
+	return in
+}
+
+// matchPattern is a match of the whole name; nothing but * and ? has a meaning.
+func matchPattern(name, pattern string) bool {
+	literal, rest, star := strings.Cut(pattern, "*")
+	if len(name) < len(literal) || !star && len(name) != len(literal) {
+		return false
+	}
+	for i := range len(literal) {
+		if literal[i] != '?' && literal[i] != name[i] {
+			return false
+		}
+	}
+	if !star {
+		return true
+	}
+	for i := len(literal); i <= len(name); i++ {
+		if matchPattern(name[i:], rest) {
+			return true
+		}
+	}
+	return false
 }
 
 // Fingerprint is how OpenSSH shows a key: SHA256:….

@@ -57,7 +57,7 @@ func TestCheckWhatSSHKeygenSigns(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if name, ok := signers.Find(key, "capd-manifest", time.Now()); !ok || name != "capd@edge-1" {
+			if name, ok, _ := signers.Find(key, "edge-1", "capd-manifest", time.Now()); !ok || name != "capd@edge-1" {
 				t.Errorf("%q %t", name, ok)
 			}
 			if _, err := Check([]byte("hello!"), signature, "capd-manifest"); !errors.Is(err, ErrInvalid) {
@@ -100,13 +100,28 @@ func TestSigners(t *testing.T) {
 			t.Errorf("%q: %v", test.text, err)
 			continue
 		}
-		if name, ok := s.Find(key, "capd-manifest", now); ok != test.ok || name != test.name {
+		if name, ok, _ := s.Find(key, "e", "capd-manifest", now); ok != test.ok || name != test.name {
 			t.Errorf("%q: %q %t", test.text, name, ok)
 		}
 	}
 	for _, text := range []string{"", "edge-1", "edge-1 ssh-ed25519 AAAA", `e valid-before="soon" ` + k, `e shiny="1" ` + k, "* cert-authority " + k} {
 		if s, err := ParseSigners([]byte(text)); err == nil {
 			t.Errorf("%q is taken for %+v", text, s)
+		}
+	}
+}
+
+// A key may sign only in the names that stand before it, as ssh-keygen -Y verify -I has it.
+func TestPrincipals(t *testing.T) {
+	for _, test := range []struct {
+		list string
+		own  bool
+	}{
+		{"edge-1", true}, {"edge-2", false}, {"edge", false}, {"edge-10", false}, {"edge-2,edge-1", true}, {"edge-*", true}, {"*", true}, {"*-1", true},
+		{"e*e-?", true}, {"edge-??", false}, {"!edge-1,*", false}, {"*,!edge-1", false}, {"!edge-2,edge-*", true}, {"!edge-2", false}, {"", false}, {"e*2*", false}, {"[e]dge-1", false},
+	} {
+		if own := matchList("edge-1", test.list); own != test.own {
+			t.Errorf("%q: %t", test.list, own)
 		}
 	}
 }
