@@ -179,7 +179,7 @@ func (s *script) run(want int, args []string) {
 		timing: timing{poll: time.Millisecond, plain: time.Hour, patience: 50 * time.Millisecond, quick: time.Minute},
 	}
 	if s.hurried {
-		a.timing.quick = 20 * time.Millisecond
+		a.timing.quick = 200 * time.Millisecond
 	}
 	if got := a.run(context.Background(), args); got != want {
 		s.failf("it ended with %d, not with %d", got, want)

@@ -17,7 +17,7 @@ import (
 	"capd/testbed"
 )
 
-func TestMain(m *testing.M) { os.Exit(testbed.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(testbed.Alone(m)) }
 
 const root = ".."
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -222,7 +221,14 @@ func TestOffloaded(t *testing.T) {
 		}
 		return testbed.Do(pair.A, func() error { return sendFrames("va", oddFrames(vb.HardwareAddr)) })
 	})
-	time.Sleep(200 * time.Millisecond) // for what may still be on its way; nothing waits for it
+	until(t, "all that was sent to be counted at every hook", func() bool { // nothing waits for some of it
+		for i := range texts {
+			if a := total(t, table, plain(i).ID); a.Seen == 0 || a.Seen != total(t, table, moved(i).ID).Seen {
+				return false
+			}
+		}
+		return true
+	})
 	for i, text := range texts {
 		a, b := total(t, table, plain(i).ID), total(t, table, moved(i).ID)
 		if a.Seen != b.Seen || a.Seen == 0 {

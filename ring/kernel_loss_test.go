@@ -38,7 +38,7 @@ func TestKernelLoss(t *testing.T) {
 	const n = 100_000
 	var received, dropped uint64
 	read := func() {
-		for _, g := range collect(t, r, LinkRaw, 200*time.Millisecond) {
+		for _, g := range collect(t, r, LinkRaw, silence) {
 			received++
 			dropped += g.Dropped
 		}
@@ -95,7 +95,7 @@ func TestKernelDrain(t *testing.T) {
 		}
 	}()
 	for round := range 10 {
-		r := openIn(t, p.B, Config{Stamped: 2})
+		r := openIn(t, p.B, Config{Stamped: 2, ReceiveBuffer: 128 << 20})
 		nft(t, p.B, r, `table inet t {
 			chain capture { udp dport 9 udp sport 4000-4004 G0; udp dport 9 udp sport 4005-4009 G1; }
 			chain arriving { type filter hook prerouting priority -450; jump capture; udp dport 9 drop; }
@@ -171,7 +171,7 @@ func TestKernelForeign(t *testing.T) {
 	if _, err := testbed.SendUDP(testbed.Stream{From: p.A, To: p.B, Destination: netip.AddrPortFrom(testbed.B4, 5000), Count: 50}); err != nil {
 		t.Fatal(err)
 	}
-	if got := collect(t, r, LinkRaw, 200*time.Millisecond); len(got) != 50 {
+	if got := collect(t, r, LinkRaw, silence); len(got) != 50 {
 		t.Errorf("%d packets", len(got))
 	}
 	if s := r.Stats().Groups[0]; s.Received != 50 || s.Foreign != 50 || s.Gaps != 0 {
@@ -184,7 +184,7 @@ func TestKernelForeign(t *testing.T) {
 // packet comes at once.
 func TestKernelBatches(t *testing.T) {
 	p := testbed.NewPair(t)
-	r := openIn(t, p.B, Config{Stamped: 1})
+	r := openIn(t, p.B, Config{Stamped: 1, ReceiveBuffer: 128 << 20}) // for the whole flood, should the reader not get its turn
 	nft(t, p.B, r, floodRule)
 	done := make(chan error, 1)
 	go func() {
@@ -193,7 +193,7 @@ func TestKernelBatches(t *testing.T) {
 	}()
 	var q Packet
 	for range 300_000 {
-		r.SetDeadline(time.Now().Add(5 * time.Second))
+		r.SetDeadline(time.Now().Add(time.Minute))
 		if err := next(r, &q); err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func TestKernelBatches(t *testing.T) {
 	if _, err := testbed.SendUDP(testbed.Stream{From: p.B, To: p.A, Destination: netip.AddrPortFrom(testbed.A4, 7), Count: 30, Interval: 2 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
-	if got := collect(t, c, LinkRaw, 200*time.Millisecond); len(got) != 30 {
+	if got := collect(t, c, LinkRaw, silence); len(got) != 30 {
 		t.Errorf("%d packets", len(got))
 	}
 	if g := c.Stats().Groups[0]; g.Datagrams != 30 || g.Batches != [BatchSizes]uint64{30} {
@@ -329,7 +329,7 @@ func TestKernelRights(t *testing.T) {
 		}()
 		var q Packet
 		for ; packets < n; packets++ {
-			r.SetDeadline(time.Now().Add(5 * time.Second))
+			r.SetDeadline(time.Now().Add(time.Minute))
 			if err := next(r, &q); err != nil {
 				return fmt.Errorf("after %d packets: %w", packets, err)
 			}

@@ -217,7 +217,7 @@ func (d *Daemon) Start() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		conn, err := net.Dial("unix", d.Socket)
 		if err == nil {
@@ -345,11 +345,11 @@ func (d *Daemon) Show(ref string) wire.Capture {
 	return c
 }
 
-// Await polls until the capture satisfies ok, and gives it. It fails the test after a
-// minute.
+// Await polls until the capture satisfies ok, and gives it. It fails the test after three
+// minutes.
 func (d *Daemon) Await(ref string, what string, ok func(wire.Capture) bool) wire.Capture {
 	d.t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for {
 		c := d.Show(ref)
 		if ok(c) {

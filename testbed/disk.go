@@ -30,21 +30,27 @@ func NewDisk(t testing.TB, folder string, stop, start, prepare func()) *Disk {
 	}
 	t.Cleanup(func() {
 		stop()
-		// A session of the server may outlive it for a moment.
-		deadline := time.Now().Add(20 * time.Second)
-		err := unix.Unmount(folder, 0)
-		for ; errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = unix.Unmount(folder, 0) {
-			time.Sleep(20 * time.Millisecond)
-		}
-		if err != nil {
-			t.Errorf("unmount: %v", err)
-		}
+		unmount(t, folder)
 	})
 	if prepare != nil {
 		prepare()
 	}
 	start()
 	return &Disk{t: t, mount: folder}
+}
+
+// unmount waits for processes that outlive those that a test has stopped for a moment: a
+// server's sessions, a child of capd's.
+func unmount(t testing.TB, folder string) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	err := unix.Unmount(folder, 0)
+	for ; errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = unix.Unmount(folder, 0) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		t.Errorf("unmount %s: %v", folder, err)
+	}
 }
 
 // Fill takes all free room away until room is called.
@@ -77,7 +83,7 @@ type LoopDisk struct {
 func NewLoopDisk(t testing.TB, size int64) *LoopDisk {
 	t.Helper()
 	NeedRoot(t)
-	NeedCommand(t, "mkfs.ext4", "mount", "umount")
+	NeedCommand(t, "mkfs.ext4", "mount")
 	image := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -90,7 +96,7 @@ func NewLoopDisk(t testing.TB, size int64) *LoopDisk {
 	if out, err := exec.Command("mount", "-o", "loop", image, d.Dir).CombinedOutput(); err != nil {
 		Lacking(t, fmt.Sprintf("loop devices: %v: %s", err, out))
 	}
-	t.Cleanup(func() { Run(t, "umount", d.Dir) })
+	t.Cleanup(func() { unmount(t, d.Dir) }) // the loop device goes with it
 	var err error
 	if d.folder, err = os.Open(d.Dir); err != nil {
 		t.Fatal(err)

@@ -3,7 +3,9 @@
 package testbed
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
@@ -45,7 +47,8 @@ func Lacking(t testing.TB, what string) {
 var nsCounter atomic.Int32
 
 // NewNS makes a network namespace with lo up, gives its name, and deletes it when the
-// test ends.
+// test ends. Devices that are made in it later solicit no routers: these packets, which
+// come seconds and minutes after, belong to no test.
 func NewNS(t testing.TB) string {
 	t.Helper()
 	NeedRoot(t)
@@ -57,6 +60,13 @@ func NewNS(t testing.TB) string {
 		}
 	})
 	Run(t, "ip", "-n", name, "link", "set", "lo", "up")
+	In(t, name, func() error {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/default/router_solicitations", []byte("0"), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // no IPv6
+		}
+		return err
+	})
 	return name
 }
 

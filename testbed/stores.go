@@ -10,9 +10,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -64,7 +66,7 @@ func (s *server) Start() {
 		close(exited)
 	}()
 	s.cmd, s.exited = cmd, exited
-	for range 1000 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 		conn, err := net.DialTimeout("tcp", s.address, time.Second)
 		if err == nil {
 			conn.Close()
@@ -124,15 +126,24 @@ func descendants(pid int) []int {
 	return found
 }
 
-// freePort gives an address on loopback that nobody listens on.
-func freePort(t testing.TB) string {
+// FreeAddress gives an address on loopback that nobody listens on. Its port is none that
+// the kernel gives to connections by itself (ip_local_port_range, by default from 32768 on):
+// else one could have it by the time that a server wants it, even one to itself, from
+// knocking while the server is away.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10_000+mathrand.IntN(20_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // SSHD is an OpenSSH server for SFTP alone, on loopback.
@@ -167,7 +178,7 @@ func NewSSHD(t testing.TB, lines ...string) *SSHD {
 		}
 	}
 	dir := t.TempDir()
-	s := &SSHD{Address: freePort(t), User: me.Username, Root: filepath.Join(dir, "root"),
+	s := &SSHD{Address: FreeAddress(t), User: me.Username, Root: filepath.Join(dir, "root"),
 		PrivateKey: filepath.Join(dir, "user_key"), KnownHosts: filepath.Join(dir, "known_hosts")}
 	s.HostKey = sshKey(t, filepath.Join(dir, "host_ed25519"), false)
 	s.ECDSAKey = sshKey(t, filepath.Join(dir, "host_ecdsa"), true)
@@ -287,7 +298,7 @@ func NewS3(t testing.TB, o S3Options) *S3 {
 	t.Helper()
 	binary := versitygw(t)
 	dir := t.TempDir()
-	s := &S3{Address: freePort(t), Region: "us-east-1", Bucket: "captures", Root: filepath.Join(dir, "root"),
+	s := &S3{Address: FreeAddress(t), Region: "us-east-1", Bucket: "captures", Root: filepath.Join(dir, "root"),
 		AccessKeyID: "capdtest", Secret: "not-a-secret-" + filepath.Base(dir), SecretFile: filepath.Join(dir, "secret")}
 	s.Endpoint = "http://" + s.Address
 	writeFile(t, s.SecretFile, s.Secret+"\n", 0o600)

@@ -23,7 +23,7 @@ var (
 
 // trafficTimeout bounds every wait for a packet, so that a lost one fails a test instead
 // of hanging it.
-const trafficTimeout = 10 * time.Second
+const trafficTimeout = time.Minute
 
 // Message is one payload that was sent, and how.
 type Message struct {

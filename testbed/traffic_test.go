@@ -2,7 +2,9 @@ package testbed
 
 import (
 	"bufio"
+	"bytes"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -38,7 +40,15 @@ func TestTrafficAndJudges(t *testing.T) {
 	if len(sent) != 10*count {
 		t.Errorf("%d messages, want %d", len(sent), 10*count)
 	}
-	time.Sleep(200 * time.Millisecond) // the last packets are on their way to tcpdump
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // the last packets are on their way to tcpdump
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(sent, func(m Message) bool { return !bytes.Contains(data, m.Payload) }) || time.Now().After(deadline) {
+			break
+		}
+	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Error(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -146,7 +147,7 @@ func TestCaptureHoldsEveryPacketOnce(t *testing.T) {
 			started := float64(c.Started.UnixNano()) / 1e9
 			for _, pk := range packets {
 				var at float64
-				if _, err := fmt.Sscan(pk.Time, &at); err != nil || at < started-1 || at > started+60 {
+				if _, err := fmt.Sscan(pk.Time, &at); err != nil || at < started-1 || at > started+600 {
 					t.Fatalf("packet at %s, the capture started at %f", pk.Time, started)
 				}
 				if format != "pcapng" {
@@ -261,17 +262,23 @@ func TestKilledCaptureIsRepaired(t *testing.T) {
 	}
 	// What is older than the flush interval is on the disk.
 	segment := filepath.Join(d.StateDir(), "spool", id, "0001.pcapng")
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		data, err := os.ReadFile(segment)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(data), string(sent[len(sent)-1].Payload)) {
+		missing := 0
+		for _, m := range sent {
+			if !bytes.Contains(data, m.Payload) {
+				missing++
+			}
+		}
+		if missing == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the last packet does not reach the disk")
+			t.Fatalf("%d packets do not reach the disk", missing)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

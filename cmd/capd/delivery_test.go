@@ -326,11 +326,7 @@ func TestSealedSegments(t *testing.T) {
 	id := d.Must("start", "-d", "soc", "-f", writeRequest(t))
 	sent := talkTo(t, 200)
 	// Everything capd has written so far, while the capture runs.
-	for _, path := range found(t, d.StateDir()) {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for path, data := range testbed.Tree(t, d.StateDir()) {
 		if bytes.Contains(data, []byte("capd delivery")) {
 			t.Errorf("%s holds plain packets", path)
 		}

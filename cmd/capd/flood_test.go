@@ -173,22 +173,27 @@ func shown(t *testing.T, d *testbed.Daemon, id string) (c wire.Capture) {
 
 // frozen stops capd by SIGSTOP for two seconds and longer if f takes longer. It tells
 // whether that was short enough for the dead-man switch, which capd feeds once a second
-// and which holds for five, not to have stopped the rules.
+// and which holds for five, not to have stopped the rules: until capd answers again, which
+// on a busy machine is later than it may.
 func frozen(t *testing.T, d *testbed.Daemon, f func()) (short bool) {
 	t.Helper()
+	d.Must("list")
 	began := time.Now()
 	d.Signal(syscall.SIGSTOP)
-	defer d.Signal(syscall.SIGCONT)
-	awaitStopped(t, d.PID())
-	f()
-	time.Sleep(time.Until(began.Add(2 * time.Second)))
+	func() {
+		defer d.Signal(syscall.SIGCONT)
+		awaitStopped(t, d.PID())
+		f()
+		time.Sleep(time.Until(began.Add(2 * time.Second)))
+	}()
+	d.Must("list")
 	return time.Since(began) < 3500*time.Millisecond
 }
 
 // awaitStopped waits until every thread of a process has taken note of SIGSTOP.
 func awaitStopped(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil || len(threads) == 0 {
 			t.Fatalf("threads of %d: %v %v", pid, threads, err)

@@ -142,6 +142,7 @@ func TestInterfacesOfBothKinds(t *testing.T) {
 		if slices.Contains(c.Interfaces, "v*") {
 			want = 1
 		}
+		d.Await(c.ID, "whole", func(c wire.Capture) bool { return c.Packets.Captured >= want })
 		d.Must("stop", c.ID)
 		if got := d.Show(c.ID).Packets.Captured; got != want {
 			t.Errorf("-i %v %q: %d packets, want %d", c.Interfaces, c.Filter, got, want)

@@ -9,7 +9,7 @@ import (
 	"capd/testbed"
 )
 
-func TestMain(m *testing.M) { os.Exit(testbed.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(testbed.Alone(m)) }
 
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir()

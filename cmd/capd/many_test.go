@@ -64,7 +64,7 @@ func newStream(t *testing.T, p testbed.Pair, port uint16) *stream {
 // until waits until the packets below number n are sent.
 func (s *stream) until(n uint64) {
 	s.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); s.sent.Load() < n; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); s.sent.Load() < n; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("%d of %d packets are sent", s.sent.Load(), n)
 		}

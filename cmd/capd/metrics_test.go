@@ -63,12 +63,7 @@ func promtool(t *testing.T, page string) {
 // and at the TCP address, which capd itself does not hold.
 func TestMetrics(t *testing.T) {
 	sshd := testbed.NewSSHD(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testbed.FreeAddress(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "capd.prom")
 	d := testbed.StartDaemon(t, "", fmt.Sprintf("[daemon]\nmetrics_file = %q\nmetrics_listen = %q\n", file, address)+fmt.Sprintf(
@@ -92,8 +87,11 @@ func TestMetrics(t *testing.T) {
 	stuck := d.Must("start", "-q", "-d", "down", "--no-check", "-c", "10", "-f", writeRequest(t))
 	talkTo(t, 20)
 	d.Await(stuck, "at its limit", func(c wire.Capture) bool { return c.StopReason == wire.StopPacketLimit })
-	if !eventually(func() bool { return samples(t, page())[`capd_delivery_failures_total{destination="down"}`] > 0 }) {
-		t.Error("a failed delivery is not counted")
+	if !eventually(func() bool {
+		v := samples(t, page()) // what comes after the end of a capture: the ring is given back, the first try fails
+		return v[`capd_delivery_failures_total{destination="down"}`] > 0 && v[`capd_delivery_pending_files{destination="down"}`] == 1 && v["capd_ring_size_bytes"] == 0
+	}) {
+		t.Error("a failed delivery is not counted, or the ring not given back")
 	}
 	text := page()
 	promtool(t, text)

@@ -274,15 +274,19 @@ func talkTLS(t *testing.T, capture, keys string) {
 	}
 	resp.Body.Close()
 	client.CloseIdleConnections()
-	size := int64(-1)
-	for { // until nothing more comes
-		time.Sleep(300 * time.Millisecond)
-		info, err := os.Stat(capture)
-		if err == nil && info.Size() > 1000 && info.Size() == size {
-			break
-		}
-		if err == nil {
-			size = info.Size()
+	// What comes last, in the clear: with it everything before is in the file.
+	const end = "\x00this is the end of it"
+	last, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer last.Close()
+	if _, err := last.Write([]byte(end)); err != nil {
+		t.Fatal(err)
+	}
+	for data := []byte(nil); !bytes.Contains(data, []byte(end)); time.Sleep(10 * time.Millisecond) {
+		if data, err = os.ReadFile(capture); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := tcpdump.Process.Signal(os.Interrupt); err != nil {

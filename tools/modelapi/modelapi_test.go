@@ -26,7 +26,7 @@ import (
 	"capd/testbed"
 )
 
-func TestMain(m *testing.M) { os.Exit(testbed.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(testbed.Alone(m)) }
 
 const (
 	account  = "023e105f4ecef8ad9ca31a8372d0c353"
@@ -71,7 +71,7 @@ func filter() magic_transit.PCAPFilterParam {
 // await polls a capture by the SDK until it has a status.
 func await(t *testing.T, client *cloudflare.Client, id, status string) *magic_transit.PCAPGetResponse {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		got, err := client.MagicTransit.PCAPs.Get(t.Context(), id, magic_transit.PCAPGetParams{AccountID: cloudflare.F(account)})
 		if err != nil {
 			t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 	"capd/testbed"
 )
 
-func TestMain(m *testing.M) { os.Exit(testbed.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(testbed.Alone(m)) }
 
 // described is a capd and its description.
 type described struct {
@@ -127,7 +127,7 @@ func TestAnswers(t *testing.T) {
 	talk(t, 20)
 	s.call("POST", "/v1/captures/one/stop", "", 200)
 	s.call("POST", "/v1/captures/two/stop", "", 200)
-	for deadline := time.Now().Add(time.Minute); s.d.Show("one").Status != "complete" && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(3 * time.Minute); s.d.Show("one").Status != "complete" && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	one := s.call("GET", "/v1/captures/one", "", 200)
