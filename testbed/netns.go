@@ -3,6 +3,7 @@
 package testbed
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -52,7 +53,7 @@ var nsCounter atomic.Int32
 func NewNS(t testing.TB) string {
 	t.Helper()
 	NeedRoot(t)
-	name := fmt.Sprintf("capd-t%d-%d", os.Getpid(), nsCounter.Add(1))
+	name := fmt.Sprintf("capd-t%d-%d-%s", os.Getpid(), nsCounter.Add(1), rand.Text()[:6]) // a killed run may have left the same numbers
 	Run(t, "ip", "netns", "add", name)
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {

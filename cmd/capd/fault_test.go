@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -345,7 +346,7 @@ type memoryGroup struct {
 
 func newMemoryGroup(t *testing.T, limit int) *memoryGroup {
 	t.Helper()
-	name := fmt.Sprintf("capd-test-%d", os.Getpid())
+	name := "capd-test-" + rand.Text() // not what a killed run may have left
 	g, limitFile := &memoryGroup{t, "/sys/fs/cgroup/memory/" + name, "memory.oom_control", "oom_kill "}, "memory.limit_in_bytes"
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		g, limitFile = &memoryGroup{t, "/sys/fs/cgroup/" + name, "memory.events", "oom_kill "}, "memory.max"
