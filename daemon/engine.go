@@ -40,8 +40,8 @@ type engine struct {
 	byteLimit   int64
 	ring        int64 // segments kept, which byteLimit is for; 0 = all
 	segmentSize int64
-	segmentTime time.Duration // 0 = by size only
-	timeLimit   time.Time
+	segmentTime time.Duration             // 0 = by size only
+	timeLimit   atomic.Pointer[time.Time] // when the time is up; nil until limitTime
 
 	// stop receives why the capture must end, at most once; it never blocks.
 	stop chan<- stopping
@@ -124,6 +124,7 @@ func (e *engine) run() error {
 			e.clocks(time.Now())
 		case errors.Is(err, ring.ErrWoken):
 			e.admitTaps()
+			e.schedule(time.Now())
 			if e.draining.Load() && !e.drainSent {
 				e.drainSent = true
 				e.source.Drain()
@@ -144,6 +145,12 @@ func (e *engine) run() error {
 // drain makes the engine read what is left and come to its end. Any goroutine.
 func (e *engine) drain() {
 	e.draining.Store(true)
+	e.source.Wake()
+}
+
+// limitTime says when the time is up. Any goroutine.
+func (e *engine) limitTime(at time.Time) {
+	e.timeLimit.Store(&at)
 	e.source.Wake()
 }
 
@@ -277,7 +284,7 @@ func writeFailure(err error) stopping {
 // clocks does what is due by time.
 func (e *engine) clocks(now time.Time) {
 	e.live.beats.Add(1)
-	if !e.ended && !now.Before(e.timeLimit) {
+	if up := e.timeLimit.Load(); up != nil && !e.ended && !now.Before(*up) {
 		e.end(stopping{reason: wire.StopTimeLimit})
 	}
 	if err := e.out.Err(); err != nil {
@@ -299,8 +306,8 @@ func (e *engine) clocks(now time.Time) {
 // is due.
 func (e *engine) schedule(now time.Time) {
 	at := now.Add(beatEvery)
-	if !e.ended {
-		at = earlier(at, e.timeLimit)
+	if up := e.timeLimit.Load(); up != nil && !e.ended {
+		at = earlier(at, *up)
 	}
 	if e.out.Dirty() || (e.segmentTime > 0 && e.out.Packets() > 0) {
 		if e.tick.IsZero() {

@@ -161,7 +161,7 @@ func newEngine(t testing.TB, req wire.StartRequest, s source, memory int, option
 	e := &engine{
 		source: s, out: out, enc: newEncoder(id, p, d), sel: p.selection(&d.links),
 		packetLimit: *p.request.PacketLimit, byteLimit: int64(*p.request.ByteLimit),
-		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(), timeLimit: time.Now().Add(time.Hour),
+		segmentSize: int64(*p.request.SegmentSize), segmentTime: p.request.SegmentTime.Duration(),
 		stop: stop, opened: func(string) {}, final: final, drained: make(chan struct{}),
 	}
 	return rig{e, stop, final, func() *encoder { return newStreamEncoder(id, p, d) }}
@@ -176,7 +176,7 @@ func runEngine(t *testing.T, req wire.StartRequest, s *fakeSource, tail uint64) 
 	e := r.engine
 	e.opened = func(name string) { names = append(names, name) }
 	if req.TimeLimit != nil {
-		e.timeLimit = time.Now() // an engine that is asked for a time limit has reached it
+		e.timeLimit.Store(ptr(time.Now())) // an engine that is asked for a time limit has reached it
 	}
 	r.final <- finalCounts{tail: tail}
 	if s.begin != nil {

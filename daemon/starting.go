@@ -131,7 +131,6 @@ func (s *starting) prepareEngine() error {
 // runEngine has the engine wait for packets; none comes before installRules.
 func (s *starting) runEngine() error {
 	r := s.running
-	r.engine.timeLimit = time.Now().Add(s.plan.request.TimeLimit.Duration())
 	go func() { r.ended <- r.engine.run() }()
 	s.undo = append(s.undo, func() {
 		r.engine.drain()
@@ -162,16 +161,19 @@ func (s *starting) installRules() error {
 	return nil
 }
 
-// recordRunning notes for everybody, and for the next start of capd, that it runs.
+// recordRunning notes for everybody, and for the next start of capd, that it runs. Its time
+// counts from here.
 func (s *starting) recordRunning() error {
 	c := s.capture
+	begun := time.Now()
 	c.mu.Lock()
 	rec := &c.record.Capture
 	c.record.Ruleset = s.ruleset
 	rec.Warnings = append(rec.Warnings, s.plan.annotationWarnings(s.running.reader.Conntrack())...)
-	rec.Status, rec.Started = wire.StatusRunning, now()
+	rec.Status, rec.Started = wire.StatusRunning, &wire.Time{Time: begun.UTC()}
 	c.running, c.began = s.running, true
 	c.mu.Unlock()
+	s.running.engine.limitTime(begun.Add(s.plan.request.TimeLimit.Duration()))
 	err := c.save()
 	if err != nil {
 		c.mu.Lock()
