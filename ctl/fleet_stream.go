@@ -87,9 +87,9 @@ type leaving struct {
 }
 
 // signals makes a source of signals that also hears of now.
-func (l *leaving) signals(real func() (<-chan os.Signal, func())) func() (<-chan os.Signal, func()) {
+func (l *leaving) signals(own func() (<-chan os.Signal, func())) func() (<-chan os.Signal, func()) {
 	return func() (<-chan os.Signal, func()) {
-		from, release := real()
+		from, release := own()
 		to, end := make(chan os.Signal, 3), make(chan struct{})
 		l.mu.Lock()
 		l.all = append(l.all, to)

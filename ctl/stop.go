@@ -33,7 +33,7 @@ capture that has ended does nothing. --all stops every capture that runs.`,
 			}
 			return nil
 		},
-		ValidArgsFunction: a.completeCapture(many, func(c wire.Capture) bool { return unstopped(c) }),
+		ValidArgsFunction: a.completeCapture(many, unstopped),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all {
 				ctx, cancel := a.soon(cmd.Context())

@@ -80,15 +80,15 @@ func (c *capture) giveUpDelivery() bool {
 		return false
 	}
 	c.mu.Lock()
-	any := slices.ContainsFunc(c.record.Capture.Files, func(f wire.File) bool { return here(&f) })
+	left := slices.ContainsFunc(c.record.Capture.Files, func(f wire.File) bool { return here(&f) })
 	c.mu.Unlock()
-	if any && c.giving.CompareAndSwap(false, true) {
+	if left && c.giving.CompareAndSwap(false, true) {
 		c.trimming.Go(func() {
 			defer c.giving.Store(false)
 			c.letGo(true)
 		})
 	}
-	return any
+	return left
 }
 
 // How long the end of a delivery is waited for.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -201,14 +202,21 @@ func finished(status string) bool {
 	return status == wire.StatusComplete || status == wire.StatusFailed
 }
 
+// all gives every capture, in no order.
+func (d *Daemon) all() []*capture {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.allLocked()
+}
+
+func (d *Daemon) allLocked() []*capture {
+	return slices.Collect(maps.Values(d.captures))
+}
+
 // find resolves an id, an unambiguous prefix of one (4 characters or more), or a name.
 func (d *Daemon) find(ref string) (*capture, error) {
 	d.mu.Lock()
-	all := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		all = append(all, c)
-	}
-	exact := d.captures[ref]
+	all, exact := d.allLocked(), d.captures[ref]
 	d.mu.Unlock()
 	if exact != nil {
 		return exact, nil
@@ -271,12 +279,7 @@ const listedFinished = 20
 
 // List gives the captures, newest first (api.Daemon).
 func (d *Daemon) List(all bool) []wire.Capture {
-	d.mu.Lock()
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
-	d.mu.Unlock()
+	captures := d.all()
 	out := make([]wire.Capture, 0, len(captures))
 	for _, c := range captures {
 		out = append(out, c.snapshot())

@@ -3,13 +3,11 @@ package daemon
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"capd/ctl/wire"
@@ -224,7 +222,7 @@ func (c *capture) delivered(name string, u deliver.Update, queued bool) {
 		c.log.Warn("not delivered yet: it is kept, and tried again", "file", name, "destination", rec.Destination, "attempts", u.Attempts, "err", u.Err, "next", u.Next.UTC())
 	}
 	if u.Err != nil {
-		c.d.forgetCheck(rec.Destination)
+		c.d.checks.note(rec.Destination, false)
 		if u.State == deliver.StateFailed {
 			c.record.Refusal = undelivered(name, *u.Err.Problem())
 		}
@@ -382,80 +380,4 @@ func (d *Daemon) forgetDelivery(ctx context.Context, c *capture) error {
 		}
 	}
 	return nil
-}
-
-// checkCache remembers for a while that a destination answered well, so that captures
-// started in a row do not probe it each time.
-type checkCache struct {
-	mu   sync.Mutex
-	good map[string]time.Time
-}
-
-const checkLasts = time.Minute
-
-func (d *Daemon) forgetChecks() {
-	d.checks.mu.Lock()
-	d.checks.good = nil
-	d.checks.mu.Unlock()
-}
-
-// forgetCheck is called when a delivery fails: what was good is so no more.
-func (d *Daemon) forgetCheck(name string) {
-	d.checks.mu.Lock()
-	delete(d.checks.good, name)
-	d.checks.mu.Unlock()
-}
-
-// CheckDestination goes through every step of a delivery (api.Daemon).
-func (d *Daemon) CheckDestination(ctx context.Context, name string) (wire.Check, error) {
-	if _, err := d.profile(name); err != nil {
-		return wire.Check{}, err
-	}
-	check, err := d.client.Check(ctx, name)
-	if err != nil {
-		var de *deliver.Error
-		if errors.As(err, &de) {
-			return wire.Check{Steps: []wire.CheckStep{{Step: "delivery process", Detail: de.Message, Hint: de.Hint}}}, nil
-		}
-		return wire.Check{}, fmt.Errorf("check destination: %w", err)
-	}
-	d.checks.mu.Lock()
-	defer d.checks.mu.Unlock()
-	if d.checks.good == nil {
-		d.checks.good = map[string]time.Time{}
-	}
-	delete(d.checks.good, name)
-	if check.OK {
-		d.checks.good[name] = time.Now()
-	}
-	return check, nil
-}
-
-// preflight refuses a capture whose destination does not work.
-func (d *Daemon) preflight(ctx context.Context, name string) error {
-	d.checks.mu.Lock()
-	at, ok := d.checks.good[name]
-	d.checks.mu.Unlock()
-	if ok && time.Since(at) < checkLasts {
-		return nil
-	}
-	check, err := d.CheckDestination(ctx, name)
-	if err != nil || check.OK {
-		return err
-	}
-	e := &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeDestinationUnreachable, Field: "destination",
-		Message: fmt.Sprintf("destination %s does not work", name), Hint: "see capctl destination check " + name + "; --no-check starts all the same"}
-	for _, s := range check.Steps {
-		if s.OK {
-			continue
-		}
-		e.Message = fmt.Sprintf("destination %s: %s: %s", name, s.Step, s.Detail)
-		if s.Hint != "" {
-			e.Hint = s.Hint + "; --no-check starts all the same"
-		}
-		if s.Step != deliver.StepResolve && s.Step != deliver.StepConnect {
-			e.Code = wire.CodeDestinationRefused
-		}
-	}
-	return e
 }

@@ -102,8 +102,8 @@ func (l *links) unframed(patterns []string) (bare, framed string, err error) {
 
 // covers tells whether a pattern (a * at the end stands for any rest) stands for an interface.
 func covers(pattern, name string) bool {
-	stem, any := strings.CutSuffix(pattern, "*")
-	return pattern == name || any && strings.HasPrefix(name, stem)
+	stem, open := strings.CutSuffix(pattern, "*")
+	return pattern == name || open && strings.HasPrefix(name, stem)
 }
 
 // absent gives the patterns that stand for no interface here, and the names of those that

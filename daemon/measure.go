@@ -20,10 +20,7 @@ import (
 // with the number of captures.
 func (d *Daemon) Metrics() []byte {
 	d.mu.Lock()
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
+	captures := d.allLocked()
 	d.meter.mu.Lock()
 	sum := d.meter.forgotten // with the list, so that none is counted twice or not at all
 	d.meter.mu.Unlock()
@@ -36,7 +33,7 @@ func (d *Daemon) Metrics() []byte {
 		snap := c.snapshot()
 		states[snap.Status]++
 		for _, f := range snap.Files {
-			if snap.Destination != "" && (f.Status == wire.FileSpooled || f.Status == wire.FileUploading || f.Status == wire.FileFailed) {
+			if snap.Destination != "" && here(&f) {
 				waiting[snap.Destination]++
 			}
 		}

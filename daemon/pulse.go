@@ -146,17 +146,6 @@ func (p *pulse) stuck(captures []*capture, now time.Time) []string {
 	return stuck
 }
 
-// all gives every capture.
-func (d *Daemon) all() []*capture {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
-	return captures
-}
-
 // isRunning tells whether any capture holds rules.
 func (d *Daemon) isRunning() bool {
 	d.mu.Lock()

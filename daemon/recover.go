@@ -30,12 +30,13 @@ func (d *Daemon) recover() error {
 		close(c.halted)
 		rc := &c.record.Capture
 		c.missing()
-		if rc.Status == wire.StatusPending || rc.Status == wire.StatusRunning {
+		switch {
+		case rc.Status == wire.StatusPending || rc.Status == wire.StatusRunning:
 			c.interrupted()
-		} else if c.record.Gone && !finished(rc.Status) {
+		case c.record.Gone && !finished(rc.Status):
 			c.endGone()
 			c.saveOrLog()
-		} else if finished(rc.Status) && rc.Completed != nil {
+		case finished(rc.Status) && rc.Completed != nil:
 			d.expireKept(c)
 		}
 		d.captures[id] = c

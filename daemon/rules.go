@@ -147,3 +147,11 @@ func (p *plan) explain(cfg *config.Config) (wire.Explain, error) {
 	}
 	return wire.Explain{Ruleset: e.Ruleset, Kernel: e.Kernel, User: e.User, Hooks: e.Hooks, Reader: e.Reader}, nil
 }
+
+// groupsPerClass is how many NFLOG groups a capture uses for each kind of hook.
+func groupsPerClass(cfg *config.Config) int {
+	if cfg.Ring.Groups > 0 {
+		return cfg.Ring.Groups
+	}
+	return nft.DefaultGroups()
+}

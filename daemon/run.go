@@ -15,7 +15,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"capd/ctl/wire"
 	"capd/daemon/api"
@@ -179,39 +178,6 @@ func tryRing() error {
 	return r.Close()
 }
 
-// sizeShares decides how much memory captures may take together.
-func sizeShares(cfg *config.Config) (*shares, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return nil, fmt.Errorf("read the memory's size: %w", err)
-	}
-	total := int(uint64(info.Totalram) * uint64(info.Unit))
-	both := min(max(total/20, 64<<20), 512<<20)
-	ringSize, receive := int(cfg.Ring.Size), int(cfg.Ring.ReceiveBuffer)
-	switch {
-	case ringSize == 0 && receive == 0:
-		// Receive buffers take memory only when they fill; the ring's is taken in advance.
-		ringSize = max(both/4, minRing)
-		receive = both - ringSize
-	case ringSize == 0:
-		ringSize = max(both-receive, minRing)
-	case receive == 0:
-		receive = max(both-ringSize, minRing)
-	}
-	return newShares(max(ringSize, minRing), max(receive, minRing), cfg.Limits.MaxCaptures), nil
-}
-
-// minRing is the least memory that a ring or the receive buffers can do with, in bytes.
-const minRing = 16 << 20
-
-// groupsPerClass is how many NFLOG groups a capture uses for each kind of hook.
-func groupsPerClass(cfg *config.Config) int {
-	if cfg.Ring.Groups > 0 {
-		return cfg.Ring.Groups
-	}
-	return nft.DefaultGroups()
-}
-
 // reload takes over a new configuration, or keeps the old one and says why.
 func (d *Daemon) reload(o Options, handler *api.Handler) {
 	cfg, err := o.Load()
@@ -229,7 +195,7 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	o.Level.Set(cfg.Daemon.LogLevel)
 	handler.SetAccess(accessOf(cfg))
 	waiting := needRestart(&fixed, cfg)
-	d.forgetChecks()
+	d.checks.forget()
 	d.applyRate()
 	d.expireAnew()
 	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
@@ -261,10 +227,7 @@ func needRestart(inForce, file *config.Config) []string {
 func (d *Daemon) stopAll() {
 	d.mu.Lock()
 	d.closing = true
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
+	captures := d.allLocked()
 	d.mu.Unlock()
 	var stopping sync.WaitGroup
 	for _, c := range captures {

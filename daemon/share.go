@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
+	"capd/daemon/config"
 	"capd/ring"
 )
 
@@ -40,6 +43,31 @@ const (
 // grain is what parts of the ring memory are multiples of, in bytes: the largest page, so
 // that rounding up to pages does not make more of it than there is.
 const grain = 64 << 10
+
+// sizeShares decides how much memory captures may take together.
+func sizeShares(cfg *config.Config) (*shares, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil, fmt.Errorf("read the memory's size: %w", err)
+	}
+	total := int(uint64(info.Totalram) * uint64(info.Unit))
+	both := min(max(total/20, 64<<20), 512<<20)
+	ringSize, receive := int(cfg.Ring.Size), int(cfg.Ring.ReceiveBuffer)
+	switch {
+	case ringSize == 0 && receive == 0:
+		// Receive buffers take memory only when they fill; the ring's is taken in advance.
+		ringSize = max(both/4, minRing)
+		receive = both - ringSize
+	case ringSize == 0:
+		ringSize = max(both-receive, minRing)
+	case receive == 0:
+		receive = max(both-ringSize, minRing)
+	}
+	return newShares(max(ringSize, minRing), max(receive, minRing), cfg.Limits.MaxCaptures), nil
+}
+
+// minRing is the least memory that a ring or the receive buffers can do with, in bytes.
+const minRing = 16 << 20
 
 // newShares keeps for each possible capture a quarter of an even part; the rest goes to
 // those that come first. Totals too small for maxCaptures are raised to what that many

@@ -61,14 +61,8 @@ func (d *Daemon) Status() wire.Status {
 
 // rings tells how full each running capture's ring is.
 func (d *Daemon) rings() []wire.StatusRing {
-	d.mu.Lock()
-	captures := make([]*capture, 0, len(d.captures))
-	for _, c := range d.captures {
-		captures = append(captures, c)
-	}
-	d.mu.Unlock()
 	rings := []wire.StatusRing{}
-	for _, c := range captures {
+	for _, c := range d.all() {
 		if _, used, size := c.measured(); size > 0 {
 			rings = append(rings, wire.StatusRing{Capture: c.id, Used: wire.Size(used), Size: wire.Size(size)})
 		}

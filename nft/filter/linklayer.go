@@ -192,15 +192,15 @@ func (m *meaning) iso(column int, what interface{ String() string }, numbers ...
 
 // isisType wants IS-IS packets of one of several kinds.
 func (m *meaning) isisType(n ISISType) (cond, error) {
-	var any condOr
+	var either condOr
 	for _, kind := range isisTypes[n.Type] {
 		c, err := m.iso(n.Column, n, isoProtos[ISIS], kind)
 		if err != nil {
 			return nil, err
 		}
-		any = append(any, c)
+		either = append(either, c)
 	}
-	return any, nil
+	return either, nil
 }
 
 // ISISType wants IS-IS packets of the kinds that a keyword stands for.

@@ -75,9 +75,9 @@ func (l *loose) chain(f form, depth int) string {
 		for n < len(and) && count(and[n]) == 1 {
 			n++
 		}
-		if n < len(and) && count(formAnd(and[:n]))*count(and[n]) > maxRules {
-			verdict, target = Goto, l.chain(formAnd(and[n:]), depth+1)
-			f = formAnd(and[:n])
+		if n < len(and) && count(and[:n])*count(and[n]) > maxRules {
+			verdict, target = Goto, l.chain(and[n:], depth+1)
+			f = and[:n]
 		}
 	}
 	for _, matches := range product(f) {
