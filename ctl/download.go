@@ -95,9 +95,9 @@ func (a *app) download(ctx context.Context, ref, to string, force bool) error {
 	return a.save(ctx, c, here, to, force)
 }
 
-// save fetches files into a folder, after a look at all of them for names that are taken.
-func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir string, force bool) error {
-	var wanted []wire.File
+// wanted gives those files that a folder does not have yet, or with force all of them. A
+// file of the same name that is another is an error.
+func (a *app) wanted(ctx context.Context, c wire.Capture, files []wire.File, dir string, force bool) (wanted []wire.File, err error) {
 	for _, f := range files {
 		path := filepath.Join(dir, f.Name)
 		_, err := os.Lstat(path)
@@ -106,18 +106,26 @@ func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir s
 			continue
 		}
 		if err != nil {
-			return failf("looking for %s: %v", path, err)
+			return nil, failf("looking for %s: %v", path, err)
 		}
 		same, err := a.sameFile(ctx, c.ID, f, path)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if same {
-			a.note("%s is there already, and the same", path)
-		} else {
-			return failf("%s is there already", path).
+		if !same {
+			return nil, failf("%s is there already", path).
 				withHint("choose another folder (-o %s), or replace it with --force", short(c.ID))
 		}
+		a.note("%s is there already, and the same", path)
+	}
+	return wanted, nil
+}
+
+// save fetches files into a folder, after a look at all of them for names that are taken.
+func (a *app) save(ctx context.Context, c wire.Capture, files []wire.File, dir string, force bool) error {
+	wanted, err := a.wanted(ctx, c, files, dir, force)
+	if err != nil {
+		return err
 	}
 	saved := []wire.File{}
 	total, failed := uint64(0), exitDone

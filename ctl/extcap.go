@@ -15,12 +15,12 @@ import (
 	"capd/ctl/wire"
 )
 
-// ExtcapName is the name under which capctl is one of Wireshark's external capture
+// extcapName is the name under which capctl is one of Wireshark's external capture
 // programs: a link of that name in its extcap folder.
-const ExtcapName = "capd-extcap"
+const extcapName = "capd-extcap"
 
 // IsExtcap reports whether the program was called by that name.
-func IsExtcap(program string) bool { return filepath.Base(program) == ExtcapName }
+func IsExtcap(program string) bool { return filepath.Base(program) == extcapName }
 
 // Names of Wireshark interfaces: this machine, a router of the hosts file, and one whose
 // address is a field of the form.
@@ -59,7 +59,7 @@ func Extcap(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 func (a *app) extcap(ctx context.Context, args []string) error {
 	var c extcapCall
-	f := pflag.NewFlagSet(ExtcapName, pflag.ContinueOnError)
+	f := pflag.NewFlagSet(extcapName, pflag.ContinueOnError)
 	f.ParseErrorsAllowlist.UnknownFlags = true // of newer Wiresharks
 	f.Usage = func() {}
 	f.BoolVar(&c.interfaces, "extcap-interfaces", false, "")
@@ -83,7 +83,7 @@ func (a *app) extcap(ctx context.Context, args []string) error {
 	case c.interfaces:
 		a.extcapInterfaces(&b)
 	case c.iface == "":
-		return usagef("%s is called by Wireshark", ExtcapName).
+		return usagef("%s is called by Wireshark", extcapName).
 			withHint("link it into Wireshark's extcap folder (Help, About, Folders); then: tshark -D")
 	case c.dlts:
 		fmt.Fprintf(&b, "dlt {number=%d}{name=LINUX_SLL2}{display=as capd chooses}\n", extcapDLT)

@@ -40,7 +40,7 @@ func TestExtcapInTshark(t *testing.T) {
 	}
 	// In place of ssh a program that runs the command here: TestFleet has the real one.
 	for name, text := range map[string][]byte{
-		ExtcapName: capctl,
+		extcapName: capctl,
 		"ssh":      []byte("#!/bin/sh\necho \"$@\" >> " + dir + "/said/calls\nfor last; do :; done\nPATH=" + dir + "/bin:$PATH exec sh -c \"$last\"\n"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o755); err != nil {
@@ -65,7 +65,7 @@ func TestExtcapInTshark(t *testing.T) {
 	if err := os.Mkdir(extcaps, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(filepath.Join(dir, ExtcapName), filepath.Join(extcaps, ExtcapName)); err != nil {
+	if err := os.Rename(filepath.Join(dir, extcapName), filepath.Join(extcaps, extcapName)); err != nil {
 		t.Fatal(err)
 	}
 	environment := append(os.Environ(), "WIRESHARK_EXTCAP_DIR="+extcaps, "HOME="+filepath.Join(dir, "home"), "TMPDIR="+filepath.Join(dir, "home"),
@@ -89,14 +89,14 @@ func TestExtcapInTshark(t *testing.T) {
 	if links, err := run("tshark", "-i", "capd:local", "-L").CombinedOutput(); err != nil || !strings.Contains(string(links), "LINUX_SLL2") {
 		t.Errorf("tshark -L: %v: %s", err, links)
 	}
-	form, err := run(filepath.Join(extcaps, ExtcapName), "--extcap-interface", "capd:ssh", "--extcap-config").CombinedOutput()
+	form, err := run(filepath.Join(extcaps, extcapName), "--extcap-interface", "capd:ssh", "--extcap-config").CombinedOutput()
 	for _, want := range []string{"{call=--router}", "{call=--filter}", "{call=--hook}", "{call=--interface}", "{call=--snaplen}", "{call=--sample}", "{required=true}", "{value=prerouting}"} {
 		if err != nil || !strings.Contains(string(form), want) {
 			t.Errorf("%v: the form has no %s: %s", err, want, form)
 		}
 	}
 	for filter, good := range map[string]bool{"udp port 53": true, "udp prot 53": false} {
-		out, err := run(filepath.Join(extcaps, ExtcapName), "--extcap-interface", "capd:local", "--extcap-capture-filter", filter).CombinedOutput()
+		out, err := run(filepath.Join(extcaps, extcapName), "--extcap-interface", "capd:local", "--extcap-capture-filter", filter).CombinedOutput()
 		if err != nil || (len(out) == 0) != good {
 			t.Errorf("%q: %v: %s", filter, err, out)
 		}

@@ -35,46 +35,64 @@ capture that has ended does nothing. --all stops every capture that runs.`,
 		},
 		ValidArgsFunction: a.completeCapture(many, unstopped),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if all {
-				ctx, cancel := a.soon(cmd.Context())
-				captures, err := a.client().List(ctx, false)
-				cancel()
-				if err != nil {
-					return err
+			if !all {
+				stopped, err := a.stop(cmd.Context(), args)
+				if a.json && len(args) == 1 && len(stopped) == 1 {
+					return errors.Join(err, a.printJSON(stopped[0]))
 				}
-				for _, c := range captures {
-					if unstopped(c) {
-						args = append(args, c.ID)
-					}
-				}
-				if len(args) == 0 {
-					a.note("no capture runs")
-				}
+				return a.printStopped(stopped, err)
 			}
-			stopped := []wire.Capture{}
-			err := a.each(cmd.Context(), args, func(ctx context.Context, ref string) error {
-				c, err := a.client().Stop(ctx, ref)
-				if err != nil {
-					return err
-				}
-				stopped = append(stopped, c)
-				if !a.json {
-					_, err = fmt.Fprintln(a.stdout, finalCounts(c))
-				}
+			ids, err := a.unstopped(cmd.Context())
+			if err != nil {
 				return err
-			})
-			if a.json && (err == nil || len(stopped) > 0) {
-				var out any = stopped
-				if len(args) == 1 && !all {
-					out = stopped[0]
-				}
-				return errors.Join(err, a.printJSON(out))
 			}
-			return err
+			if len(ids) == 0 {
+				a.note("no capture runs")
+			}
+			return a.printStopped(a.stop(cmd.Context(), ids))
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "every capture that runs")
 	return cmd
+}
+
+// stop ends captures, prints a line for each, and gives those that it has ended.
+func (a *app) stop(ctx context.Context, refs []string) ([]wire.Capture, error) {
+	stopped := []wire.Capture{}
+	err := a.each(ctx, refs, func(ctx context.Context, ref string) error {
+		c, err := a.client().Stop(ctx, ref)
+		if err != nil {
+			return err
+		}
+		stopped = append(stopped, c)
+		if !a.json {
+			_, err = fmt.Fprintln(a.stdout, finalCounts(c))
+		}
+		return err
+	})
+	return stopped, err
+}
+
+// printStopped prints captures as JSON, where that was asked for and there is something to
+// tell besides the error.
+func (a *app) printStopped(stopped []wire.Capture, err error) error {
+	if a.json && (err == nil || len(stopped) > 0) {
+		return errors.Join(err, a.printJSON(stopped))
+	}
+	return err
+}
+
+// unstopped gives the ids of captures that run.
+func (a *app) unstopped(ctx context.Context) (ids []string, err error) {
+	ctx, cancel := a.soon(ctx)
+	defer cancel()
+	captures, err := a.client().List(ctx, false)
+	for _, c := range captures {
+		if unstopped(c) {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids, err
 }
 
 func unstopped(c wire.Capture) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -237,58 +238,72 @@ type watcher struct {
 // lines prints lines instead of a screen: each capture now and then, or as JSON at each
 // change.
 func (w *watcher) lines(ctx context.Context) error {
-	a := w.app
-	last := map[string]wire.Capture{}
-	printed := map[string]time.Time{}
-	away := map[*station]string{}
+	p := &linePrinter{watcher: w, last: map[string]wire.Capture{}, printed: map[string]time.Time{}, away: map[*station]bool{}}
 	for {
-		var got answerOf
 		select {
 		case <-ctx.Done():
 			return nil // Ctrl-C is how one leaves
-		case got = <-w.answers:
-		}
-		s := got.of
-		s.take(got)
-		if s.err != nil {
-			var answered *wire.Error
-			if errors.As(s.err, &answered) && len(w.stations) == 1 {
-				return s.err
+		case got := <-w.answers:
+			if ended, err := p.take(got); ended || err != nil {
+				return err
 			}
-			if text := notAnswering(s, got.at); away[s] == "" {
-				away[s] = text
-				a.note("%s", text)
-			}
-			continue
-		}
-		if away[s] != "" {
-			delete(away, s)
-			a.note("%s", strings.TrimSpace(s.label+" capd answers again"))
-		}
-		ended := w.only != "" && len(w.stations) == 1
-		for i := len(s.captures) - 1; i >= 0; i-- { // oldest first, as it came about
-			c := s.captures[i]
-			before, known := last[c.ID]
-			ended = ended && finished(c.Capture)
-			if known && reflect.DeepEqual(before, c.Capture) || !known && finished(c.Capture) && w.only == "" {
-				continue
-			}
-			last[c.ID] = c.Capture
-			if a.json {
-				if err := a.printJSON(c.Capture); err != nil {
-					return err
-				}
-			} else if !known || before.Status != c.Status || got.at.Sub(printed[c.ID]) >= a.timing.plain {
-				printed[c.ID] = got.at
-				if _, err := fmt.Fprintln(a.stdout, w.line(c, got.at)); err != nil {
-					return err
-				}
-			}
-		}
-		if ended {
-			return nil
 		}
 	}
+}
+
+// linePrinter is what lines has told so far.
+type linePrinter struct {
+	*watcher
+	last    map[string]wire.Capture // by id
+	printed map[string]time.Time    // when the last line of each was
+	away    map[*station]bool
+}
+
+// take tells what is new in an answer. ended: there is nothing more to watch.
+func (p *linePrinter) take(got answerOf) (ended bool, err error) {
+	s := got.of
+	s.take(got)
+	if s.err != nil {
+		var answered *wire.Error
+		if errors.As(s.err, &answered) && len(p.stations) == 1 {
+			return false, s.err
+		}
+		if !p.away[s] {
+			p.away[s] = true
+			p.app.note("%s", notAnswering(s, got.at))
+		}
+		return false, nil
+	}
+	if p.away[s] {
+		delete(p.away, s)
+		p.app.note("%s", strings.TrimSpace(s.label+" capd answers again"))
+	}
+	ended = p.only != "" && len(p.stations) == 1
+	for _, c := range slices.Backward(s.captures) { // oldest first, as it came about
+		ended = ended && finished(c.Capture)
+		if err := p.tell(c, got.at); err != nil {
+			return false, err
+		}
+	}
+	return ended, nil
+}
+
+// tell prints a capture, if there is reason to.
+func (p *linePrinter) tell(c *watched, at time.Time) error {
+	before, known := p.last[c.ID]
+	if known && reflect.DeepEqual(before, c.Capture) || !known && finished(c.Capture) && p.only == "" {
+		return nil
+	}
+	p.last[c.ID] = c.Capture
+	if p.app.json {
+		return p.app.printJSON(c.Capture)
+	}
+	if known && before.Status == c.Status && at.Sub(p.printed[c.ID]) < p.app.timing.plain {
+		return nil
+	}
+	p.printed[c.ID] = at
+	_, err := fmt.Fprintln(p.app.stdout, p.line(c, at))
+	return err
 }
 
 // line is a capture as one line of text.

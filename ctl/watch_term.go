@@ -78,16 +78,8 @@ func (w *watcher) full(ctx context.Context) error {
 			if !ok {
 				return nil // the terminal is gone
 			}
-			if key == "ctrl-z" { // the shell gets its terminal as it was
-				_, _ = io.WriteString(out, leaveScreen)
-				keyboard.restore()
-				// As the terminal would, but not before: the whole job stops until fg. Where no
-				// shell could let it go on, as under ssh -t HOST capctl watch, the kernel does
-				// not stop it (setpgid(2), orphaned process groups).
-				_ = syscall.Kill(0, syscall.SIGTSTP)
-				time.Sleep(suspendGrace)
-				keyboard.raw()
-				_, _ = io.WriteString(out, enterScreen)
+			if key == "ctrl-z" {
+				suspend(out, keyboard)
 				shown = ""
 				continue
 			}
@@ -97,21 +89,37 @@ func (w *watcher) full(ctx context.Context) error {
 			if c := w.view.asking; c != nil && key == "y" {
 				w.view.asking, w.view.said = nil, "stopping "+nameOf(c)
 				tasks.Go(func() {
-					quick, cancel := a.soon(ctx)
-					defer cancel()
-					text := "stopped " + nameOf(c)
-					if _, err := c.station.capd.Stop(quick, c.ID); err != nil {
-						_, message, _ := verdict(err)
-						text = "not stopped: " + message
-					}
 					select {
-					case stopped <- text:
+					case stopped <- a.stopWatched(ctx, c):
 					case <-ctx.Done():
 					}
 				})
 			}
 		}
 	}
+}
+
+// stopWatched stops a capture, and says how that went.
+func (a *app) stopWatched(ctx context.Context, c *watched) string {
+	ctx, cancel := a.soon(ctx)
+	defer cancel()
+	if _, err := c.station.capd.Stop(ctx, c.ID); err != nil {
+		_, message, _ := verdict(err)
+		return "not stopped: " + message
+	}
+	return "stopped " + nameOf(c)
+}
+
+// suspend stops the whole job until fg, as the terminal would at Ctrl-Z, but not before the
+// shell has got its terminal as it was. Where no shell could let it go on, as under ssh -t
+// HOST capctl watch, the kernel does not stop it (setpgid(2), orphaned process groups).
+func suspend(out *os.File, keyboard *keyboard) {
+	_, _ = io.WriteString(out, leaveScreen)
+	keyboard.restore()
+	_ = syscall.Kill(0, syscall.SIGTSTP)
+	time.Sleep(suspendGrace)
+	keyboard.raw()
+	_, _ = io.WriteString(out, enterScreen)
 }
 
 // suspendGrace is for another thread to take the signal that stops all.

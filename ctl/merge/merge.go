@@ -61,8 +61,8 @@ func (e *Ended) Error() string {
 // Unwrap gives the fault.
 func (e *Ended) Unwrap() error { return e.Err }
 
-// HostOf gives the host that a file of capd's says it is from, or "".
-func HostOf(s pcapng.Section) string { return WordOf(s, "host") }
+// hostOf gives the host that a file of capd's says it is from, or "".
+func hostOf(s pcapng.Section) string { return WordOf(s, "host") }
 
 // WordOf gives a word of the comment that capd's files begin with, or "". It is "capd
 // capture=ID host=NAME …", with what would part the words written as %20.

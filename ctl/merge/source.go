@@ -119,7 +119,7 @@ func (s *source) reading(r *pcapng.Reader) func() (bool, error) {
 			if err != nil {
 				return false, err
 			}
-			s.said = HostOf(section)
+			s.said = hostOf(section)
 			return false, s.section(&b, section)
 		case pcapng.TypeInterface:
 			_, left, err := b.Further()

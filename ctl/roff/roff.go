@@ -19,9 +19,9 @@ type Page struct {
 // it is about. The date is UTC.
 func New(name string, section int, short, source string, date time.Time) *Page {
 	p := new(Page)
-	fmt.Fprintf(&p.b, ".TH %s %d %s %q \"capd manual\"\n", strings.ToUpper(Escape(name)), section, date.UTC().Format("2006-01-02"), source)
+	fmt.Fprintf(&p.b, ".TH %s %d %s %q \"capd manual\"\n", strings.ToUpper(escape(name)), section, date.UTC().Format("2006-01-02"), source)
 	p.Head("Name")
-	fmt.Fprintf(&p.b, "%s \\- %s\n", Escape(name), Escape(short))
+	fmt.Fprintf(&p.b, "%s \\- %s\n", escape(name), escape(short))
 	return p
 }
 
@@ -60,7 +60,7 @@ func (p *Page) paragraph() {
 // Synopsis writes a line of use in bold.
 func (p *Page) Synopsis(line string) {
 	p.fresh = false
-	fmt.Fprintf(&p.b, ".nf\n\\fB%s\\fR\n.fi\n", Escape(line))
+	fmt.Fprintf(&p.b, ".nf\n\\fB%s\\fR\n.fi\n", escape(line))
 }
 
 // Text writes paragraphs, which empty lines part. Lines that begin with space are shown
@@ -117,7 +117,7 @@ func (p *Page) Items(terms []string, text string) {
 		if i > 0 {
 			macro = ".TQ"
 		}
-		fmt.Fprintf(&p.b, "%s\n\\fB%s\\fR\n", macro, Escape(term))
+		fmt.Fprintf(&p.b, "%s\n\\fB%s\\fR\n", macro, escape(term))
 	}
 	for _, line := range strings.Split(strings.TrimSpace(text), "\n") {
 		p.line(line)
@@ -133,15 +133,15 @@ func (p *Page) See(pages ...string) {
 		if i == len(pages)-1 {
 			after = ""
 		}
-		fmt.Fprintf(&p.b, ".BR %s (%s%s\n", Escape(name), section, after)
+		fmt.Fprintf(&p.b, ".BR %s (%s%s\n", escape(name), section, after)
 	}
 }
 
 // line writes one line of text, which cannot become a request.
-func (p *Page) line(text string) { p.b.WriteString(Escape(text) + "\n") }
+func (p *Page) line(text string) { p.b.WriteString(escape(text) + "\n") }
 
-// Escape makes text mean itself: groff_char(7), and man(7) on dashes.
-func Escape(text string) string {
+// escape makes text mean itself: groff_char(7), and man(7) on dashes.
+func escape(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(text)
 	if strings.HasPrefix(text, ".") || strings.HasPrefix(text, "'") {
 		text = `\&` + text
@@ -149,4 +149,4 @@ func Escape(text string) string {
 	return text
 }
 
-func quote(text string) string { return `"` + strings.ReplaceAll(Escape(text), `"`, `\(dq`) + `"` }
+func quote(text string) string { return `"` + strings.ReplaceAll(escape(text), `"`, `\(dq`) + `"` }

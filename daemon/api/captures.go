@@ -57,7 +57,7 @@ func (h *Handler) begin(c *call, req wire.StartRequest) (wire.Capture, error) {
 	if err := c.query(nil); err != nil {
 		return wire.Capture{}, err
 	}
-	if e := ValidateRequest(&req); e != nil {
+	if e := validateRequest(&req); e != nil {
 		return wire.Capture{}, e
 	}
 	if e := c.grant.fit(&req); e != nil {
@@ -283,7 +283,7 @@ func (h *Handler) explain(c *call) error {
 	if err := c.query(nil); err != nil {
 		return err
 	}
-	if e := ValidateRequest(&req); e != nil {
+	if e := validateRequest(&req); e != nil {
 		return e
 	}
 	explain, err := h.daemon.Explain(c.r.Context(), req)

@@ -13,9 +13,9 @@ import (
 // Daemon is what the handlers work on. It must be safe for concurrent use. A ref is a
 // capture's id, an unambiguous prefix of one (4 characters or more), or its name, and
 // comes unchecked from the caller. Errors are *wire.Error with their Status; any other
-// error is logged and answered with 500. PeerFrom tells who calls.
+// error is logged and answered with 500. peerFrom tells who calls.
 type Daemon interface {
-	// Start begins a capture. The request has passed ValidateRequest; defaults are not
+	// Start begins a capture. The request has passed validateRequest; defaults are not
 	// filled in.
 	Start(ctx context.Context, req wire.StartRequest, by wire.Requester) (wire.Capture, error)
 	// List gives captures, newest first: all, or those unfinished and the last 20.
@@ -47,7 +47,7 @@ type Daemon interface {
 	Prove(destination, challenge string) (Ownership, error)
 	// Disown forgets a proof and deletes its challenge file.
 	Disown(ctx context.Context, id string) error
-	// Explain says what Start would install. The request has passed ValidateRequest.
+	// Explain says what Start would install. The request has passed validateRequest.
 	Explain(ctx context.Context, req wire.StartRequest) (wire.Explain, error)
 	// Status describes the box.
 	Status() wire.Status
@@ -58,7 +58,7 @@ type Daemon interface {
 	// is a TCP connection to keep out of every capture while the stream is open.
 	Stream(ref string, via *wire.Flow) (Live, error)
 	// StartStream begins a capture without files, which ends when the stream is closed.
-	// The request has passed ValidateRequest.
+	// The request has passed validateRequest.
 	StartStream(ctx context.Context, req wire.StartRequest, by wire.Requester, via *wire.Flow) (wire.Capture, Live, error)
 	// Events follows what happens to captures: each piece is one wire.Event as JSON, with
 	// a newline.

@@ -99,7 +99,7 @@ func TestDecodeContract(t *testing.T) {
 	if !reflect.DeepEqual(strict, loose) {
 		t.Errorf("read as %+v, encoding/json reads %+v", strict, loose)
 	}
-	if e := ValidateRequest(&strict); e != nil {
+	if e := validateRequest(&strict); e != nil {
 		t.Error(golden(e))
 	}
 }
@@ -157,7 +157,7 @@ func TestValidateMistakes(t *testing.T) {
 			t.Errorf("%s: %s", c.body, golden(e))
 			continue
 		}
-		if got := golden(ValidateRequest(&r)); got != c.want {
+		if got := golden(validateRequest(&r)); got != c.want {
 			t.Errorf("%.200s\n got %s\nwant %s", c.body, got, c.want)
 		}
 	}
@@ -176,7 +176,7 @@ func TestValidateMistakes(t *testing.T) {
 		`422 invalid labels | labels: these are 33 | at most 32`:                                                {Labels: labels},
 		`422 invalid exclude | exclude: these are 65 flows | at most 64`:                                        {Exclude: make([]wire.Flow, 65)},
 	} {
-		if got := golden(ValidateRequest(&r)); got != want {
+		if got := golden(validateRequest(&r)); got != want {
 			t.Errorf("got %s\nwant %s", got, want)
 		}
 	}

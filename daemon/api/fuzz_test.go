@@ -34,7 +34,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		if e := ValidateRequest(&r); e != nil && (e.Status != 422 || e.Field == "" || e.Message == "") {
+		if e := validateRequest(&r); e != nil && (e.Status != 422 || e.Field == "" || e.Message == "") {
 			t.Errorf("%+v", e)
 		}
 		var loose wire.StartRequest

@@ -171,7 +171,7 @@ func (h *Handler) admit(c *call, rt *route) error {
 	if err := refuseBrowser(c.r); err != nil {
 		return err
 	}
-	peer, err := PeerFrom(c.r.Context())
+	peer, err := peerFrom(c.r.Context())
 	if err != nil {
 		h.logger.Warn("a call without peer credentials was refused", "err", err)
 		return forbidden("", "who calls cannot be told: "+err.Error(), "")

@@ -21,8 +21,8 @@ import (
 // socketMode lets every local user connect: who may do what is judged call by call.
 const socketMode = 0o666
 
-// ErrInUse is in Listen's error where another daemon answers at the path.
-var ErrInUse = errors.New("another capd answers there")
+// errInUse is in Listen's error where another daemon answers at the path.
+var errInUse = errors.New("another capd answers there")
 
 // listener is a Unix listener and the lock that makes it the only one at its path.
 type listener struct {
@@ -37,7 +37,7 @@ func (l *listener) Close() error {
 
 // Listen opens the control socket. The socket has its mode from the moment it exists.
 // One that a dead daemon left is replaced; a live one's is not, and the error is
-// ErrInUse. A lock file stays beside the socket. Closing the listener removes the
+// errInUse. A lock file stays beside the socket. Closing the listener removes the
 // socket.
 func Listen(path string) (net.Listener, error) {
 	type result struct {
@@ -80,7 +80,7 @@ func listen(path string) (_ net.Listener, err error) {
 	}()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if err == unix.EWOULDBLOCK {
-			return nil, ErrInUse
+			return nil, errInUse
 		}
 		return nil, fmt.Errorf("flock: %w", err)
 	}
@@ -124,7 +124,7 @@ func removeStale(path string) error {
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		c.Close()
-		return ErrInUse
+		return errInUse
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("is anybody listening: %w", err)

@@ -170,7 +170,7 @@ func TestDescribedValues(t *testing.T) {
 			if err := json.Unmarshal([]byte(`{"`+name+`": "`+value+`"}`), &r); err != nil {
 				t.Fatal(err)
 			}
-			if e := ValidateRequest(&r); (e != nil) != (value == "nonsense") {
+			if e := validateRequest(&r); (e != nil) != (value == "nonsense") {
 				t.Errorf("%s %q: %+v", name, value, e)
 			}
 		}

@@ -54,7 +54,7 @@ type peerResult struct {
 	err  error
 }
 
-// ConnContext reads the credentials of a connection's peer, once, for PeerFrom to find.
+// ConnContext reads the credentials of a connection's peer, once, for peerFrom to find.
 // It is made for http.Server.ConnContext. A connection whose credentials cannot be read
 // is not refused here, but every call on it is.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
@@ -62,8 +62,8 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, peerResult{peer, err})
 }
 
-// PeerFrom gives the peer of the connection that a request came by.
-func PeerFrom(ctx context.Context) (Peer, error) {
+// peerFrom gives the peer of the connection that a request came by.
+func peerFrom(ctx context.Context) (Peer, error) {
 	result, ok := ctx.Value(peerKey{}).(peerResult)
 	if !ok {
 		return Peer{}, errors.New("the connection was not examined")

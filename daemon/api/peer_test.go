@@ -289,7 +289,7 @@ func TestListenStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead.(*net.UnixListener).SetUnlinkOnClose(false)
-	if _, err := Listen(path); !errors.Is(err, ErrInUse) {
+	if _, err := Listen(path); !errors.Is(err, errInUse) {
 		t.Errorf("somebody else listens: %v", err)
 	}
 	dead.Close()
@@ -297,7 +297,7 @@ func TestListenStale(t *testing.T) {
 	if err != nil {
 		t.Fatalf("a dead one's socket: %v", err)
 	}
-	if _, err := Listen(path); !errors.Is(err, ErrInUse) || err.Error() != "listen at "+path+": another capd answers there" {
+	if _, err := Listen(path); !errors.Is(err, errInUse) || err.Error() != "listen at "+path+": another capd answers there" {
 		t.Errorf("another capd listens: %v", err)
 	}
 	conn, err := net.Dial("unix", path)

@@ -57,7 +57,7 @@ func (h *Handler) stream(c *call) error {
 	if err != nil {
 		return err
 	}
-	if e := ValidateRequest(&req); e != nil {
+	if e := validateRequest(&req); e != nil {
 		return e
 	}
 	if e := c.grant.fit(&req); e != nil {

@@ -21,10 +21,10 @@ const (
 	maxLabelValue = 256
 )
 
-// ValidateRequest checks what can be judged of a request without knowing the box: nil,
+// validateRequest checks what can be judged of a request without knowing the box: nil,
 // or a 422 that names field, value and mend. It changes nothing. Limits, destinations,
 // devices and the filter are the daemon's to judge.
-func ValidateRequest(r *wire.StartRequest) *wire.Error {
+func validateRequest(r *wire.StartRequest) *wire.Error {
 	for _, e := range []struct {
 		field, value string
 		valid        []string

@@ -43,7 +43,7 @@ const ChildDescriptor = 3
 type Put struct {
 	Destination string
 	Vars        Vars
-	Size        int64             // bytes; at most MaxSize
+	Size        int64             // bytes; at most maxSize
 	SHA256      string            // of those bytes, hexadecimal, where it is known; a file that differs is refused
 	Sent        func(total int64) // told of progress now and then; must not block; may be nil
 }
@@ -119,8 +119,8 @@ func (c *Client) Put(ctx context.Context, p Put, f *os.File) (Result, error) {
 	if err != nil {
 		return Result{}, Fail(ReasonProfile, err, "destination %s: path", p.Destination)
 	}
-	if p.Size < 0 || p.Size > MaxSize {
-		return Result{}, Fail(ReasonTooLarge, nil, "a file of %s is more than one upload takes (%s)", wire.About(p.Size), wire.About(int64(MaxSize)))
+	if p.Size < 0 || p.Size > maxSize {
+		return Result{}, Fail(ReasonTooLarge, nil, "a file of %s is more than one upload takes (%s)", wire.About(p.Size), wire.About(int64(maxSize)))
 	}
 	request := message{Kind: kindPut, Profile: &profile, Put: &putRequest{Path: path, Tag: tagOf(p.Vars.ID), Size: p.Size, SHA256: p.SHA256}}
 	answer, err := c.call(ctx, request, f, p.Sent)

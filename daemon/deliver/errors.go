@@ -41,7 +41,7 @@ const (
 	ReasonExists      Reason = "exists"      // the name is there with other contents
 	ReasonCorrupt     Reason = "corrupt"     // what arrived is not what was sent
 	ReasonLocal       Reason = "local"       // the file here cannot be read or has changed
-	ReasonTooLarge    Reason = "too_large"   // more than MaxSize
+	ReasonTooLarge    Reason = "too_large"   // more than maxSize
 	ReasonProfile     Reason = "profile"     // the profile makes no sense
 	ReasonCanceled    Reason = "canceled"    // by us
 	ReasonProcess     Reason = "process"     // the delivery process ended

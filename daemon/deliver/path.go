@@ -9,8 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// DefaultTemplate is where a file lands unless its profile says otherwise.
-const DefaultTemplate = "{date}/{host}/{id}/{file}"
+// defaultTemplate is where a file lands unless its profile says otherwise.
+const defaultTemplate = "{date}/{host}/{id}/{file}"
 
 // placeholders is what a template may hold, for error texts.
 const placeholders = "{host} {id} {name} {file} {date} {time} {label.KEY}"
@@ -33,7 +33,7 @@ type Vars struct {
 // characters, bytes that are not UTF-8 and leading dots become underscores, and so does
 // an empty value. The template itself may begin with a slash.
 func Expand(template string, v Vars) (string, error) {
-	if err := ValidateTemplate(template); err != nil {
+	if err := validateTemplate(template); err != nil {
 		return "", err
 	}
 	var out strings.Builder
@@ -89,9 +89,9 @@ func safe(value string) string {
 	return out.String()
 }
 
-// ValidateTemplate says what is wrong with a path template: a placeholder that does not
+// validateTemplate says what is wrong with a path template: a placeholder that does not
 // exist, a folder named "..", a last name without {file}.
-func ValidateTemplate(template string) error {
+func validateTemplate(template string) error {
 	if template == "" {
 		return fmt.Errorf("the path is empty")
 	}

@@ -15,7 +15,7 @@ func vars() Vars {
 
 func TestExpandFillsInEveryPlaceholder(t *testing.T) {
 	for template, want := range map[string]string{
-		DefaultTemplate:                      "2026-11-24/edge-1/0f8c0f8c/0001.pcapng",
+		defaultTemplate:                      "2026-11-24/edge-1/0f8c0f8c/0001.pcapng",
 		"/srv/{name}/{time}-{file}":          "/srv/voip/045958-0001.pcapng",
 		"{label.ticket}/{label.none}/{file}": "NET-1/_/0001.pcapng",
 		"a b/{host}{host}/x{file}":           "a b/edge-1edge-1/x0001.pcapng",
@@ -79,7 +79,7 @@ func TestTemplatesThatMakeNoSense(t *testing.T) {
 		"//{file}":               "folder",
 		"a/{name}/..{file}/{id}": "no {file}",
 	} {
-		err := ValidateTemplate(template)
+		err := validateTemplate(template)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q gave %v, want something about %s", template, err, want)
 		}

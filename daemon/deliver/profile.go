@@ -69,7 +69,7 @@ const DefaultConcurrency = 2
 // WithDefaults fills in what is empty.
 func (p Profile) WithDefaults() Profile {
 	if p.Path == "" {
-		p.Path = DefaultTemplate
+		p.Path = defaultTemplate
 	}
 	if p.Probe == "" {
 		p.Probe = ProbeFull
@@ -149,7 +149,7 @@ func (p Profile) validateEither() error {
 	if p.Name == "" {
 		return p.bad("name", "", "is missing")
 	}
-	if err := ValidateTemplate(p.Path); err != nil {
+	if err := validateTemplate(p.Path); err != nil {
 		return p.bad("path", p.Path, "makes no sense: %v", err)
 	}
 	if p.Verify != VerifyReadback && p.Verify != VerifyChecksum {

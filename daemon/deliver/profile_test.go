@@ -20,7 +20,7 @@ func s3Profile() Profile {
 
 func TestProfileDefaults(t *testing.T) {
 	p := sftpProfile().WithDefaults()
-	if p.Address != "files.example.net:22" || p.Verify != VerifyReadback || p.Probe != ProbeFull || p.Path != DefaultTemplate || p.Concurrency != 2 {
+	if p.Address != "files.example.net:22" || p.Verify != VerifyReadback || p.Probe != ProbeFull || p.Path != defaultTemplate || p.Concurrency != 2 {
 		t.Errorf("got %+v", p)
 	}
 	p = s3Profile().WithDefaults()

@@ -167,8 +167,8 @@ func TestQueueTriesAgainWithGrowingPauses(t *testing.T) {
 			t.Fatalf("%d tries", len(at))
 		}
 		for i := 1; i < len(at); i++ {
-			pause, nominal := at[i]-at[i-1], min(BackoffMin<<(i-1), BackoffMax)
-			if pause < BackoffMin || pause > BackoffMax || pause < nominal*3/4 || pause > nominal*5/4 {
+			pause, nominal := at[i]-at[i-1], min(backoffMin<<(i-1), backoffMax)
+			if pause < backoffMin || pause > backoffMax || pause < nominal*3/4 || pause > nominal*5/4 {
 				t.Errorf("pause %d is %v, nominally %v", i, pause, nominal)
 			}
 		}
@@ -188,7 +188,7 @@ func TestBackoffIsSpread(t *testing.T) {
 		t.Errorf("only %d different pauses in 20", len(seen))
 	}
 	for _, n := range []int{1, 9, 16, 17, 1000, math.MaxInt} {
-		if d := backoff(n); d < BackoffMin || d > BackoffMax {
+		if d := backoff(n); d < backoffMin || d > backoffMax {
 			t.Errorf("backoff(%d) = %v", n, d)
 		}
 	}

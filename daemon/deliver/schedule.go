@@ -11,19 +11,19 @@ import (
 
 // Backoff between tries.
 const (
-	BackoffMin = time.Second
-	BackoffMax = 5 * time.Minute
+	backoffMin = time.Second
+	backoffMax = 5 * time.Minute
 )
 
 // backoff gives the pause after so many failures in a row (1 or more): doubling, give or
 // take a quarter, so that many boxes do not knock at the same moment.
 func backoff(failures int) time.Duration {
-	pause := BackoffMax
+	pause := backoffMax
 	if n := failures - 1; n < 16 {
-		pause = min(BackoffMin<<n, BackoffMax)
+		pause = min(backoffMin<<n, backoffMax)
 	}
 	pause += time.Duration((rand.Float64() - 0.5) * 0.5 * float64(pause))
-	return min(max(pause, BackoffMin), BackoffMax)
+	return min(max(pause, backoffMin), backoffMax)
 }
 
 // place is one destination.

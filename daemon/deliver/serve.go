@@ -185,7 +185,7 @@ func (s *server) put(ctx context.Context, m message, f *os.File) (Result, error)
 	if err != nil {
 		return Result{}, Fail(ReasonLocal, err, "look at the file")
 	}
-	if !info.Mode().IsRegular() || info.Size() < m.Put.Size || m.Put.Size < 0 || m.Put.Size > MaxSize {
+	if !info.Mode().IsRegular() || info.Size() < m.Put.Size || m.Put.Size < 0 || m.Put.Size > maxSize {
 		return Result{}, Fail(ReasonLocal, nil, "the file here has %d bytes, %d are to be delivered", info.Size(), m.Put.Size)
 	}
 	o := Object{Path: m.Put.Path, Tag: m.Put.Tag, Body: f, Size: m.Put.Size}

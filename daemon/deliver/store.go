@@ -114,9 +114,9 @@ func (t Timeouts) WithDefaults() Timeouts {
 	return t
 }
 
-// MaxSize is the largest file that is delivered, in bytes: what S3 takes in one PUT
+// maxSize is the largest file that is delivered, in bytes: what S3 takes in one PUT
 // (5 GiB, Amazon S3 user guide, "Uploading objects"). Segments are at most 1 GB.
-const MaxSize = 5 << 30
+const maxSize = 5 << 30
 
 // Steps of a check, in their order; a store leaves out what it does not have.
 const (
