@@ -40,26 +40,18 @@ func (v *flagValue) Set(s string) error {
 }
 
 // sizeFlag reads a size such as 10mb.
-func sizeFlag(to **wire.Size) *flagValue {
-	return &flagValue{kind: "SIZE", set: func(s string) error {
-		v, err := wire.ParseSize(s)
-		if err != nil {
-			return err
-		}
-		*to = &v
-		return nil
-	}}
-}
+func sizeFlag(to **wire.Size) *flagValue { return unitFlag(to, "SIZE", wire.ParseSize) }
 
 // secondsFlag reads a duration such as 5m.
-func secondsFlag(to **wire.Seconds) *flagValue {
-	return &flagValue{kind: "DURATION", set: func(s string) error {
-		v, err := wire.ParseSeconds(s)
-		if err != nil {
-			return err
+func secondsFlag(to **wire.Seconds) *flagValue { return unitFlag(to, "DURATION", wire.ParseSeconds) }
+
+func unitFlag[T any](to **T, kind string, parse func(string) (T, error)) *flagValue {
+	return &flagValue{kind: kind, set: func(s string) error {
+		v, err := parse(s)
+		if err == nil {
+			*to = &v
 		}
-		*to = &v
-		return nil
+		return err
 	}}
 }
 

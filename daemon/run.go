@@ -232,7 +232,7 @@ func (d *Daemon) stopAll() {
 	var stopping sync.WaitGroup
 	for _, c := range captures {
 		stopping.Go(func() {
-			_ = c.stopNow(context.Background(), "shutdown")
+			_ = c.stopNow(context.Background(), wire.StopShutdown)
 		})
 	}
 	stopping.Wait()

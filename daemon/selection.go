@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"capd/nft/filter"
 	"capd/ring"
 )
@@ -138,7 +140,7 @@ func flowKey(p *ring.Packet) (key [37]byte) {
 	case h.Next == h.Network: // no IP
 		binary.BigEndian.PutUint16(key[:], h.Ethertype)
 		return key
-	case h.Ethertype == 0x0800:
+	case h.Ethertype == unix.ETH_P_IP:
 		from = netip.AddrPortFrom(netip.AddrFrom4([4]byte(l3[12:])), sourcePort)
 		to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(l3[16:])), destinationPort)
 		key[36] = l3[9]
@@ -146,7 +148,7 @@ func flowKey(p *ring.Packet) (key [37]byte) {
 		from = netip.AddrPortFrom(netip.AddrFrom16([16]byte(l3[8:])), sourcePort)
 		to = netip.AddrPortFrom(netip.AddrFrom16([16]byte(l3[24:])), destinationPort)
 		if key[36] = h.Protocol; h.Fragment {
-			key[36] = 44 // only the first fragment tells what it carries
+			key[36] = unix.IPPROTO_FRAGMENT // only the first fragment tells what it carries
 		}
 	}
 	if to.Compare(from) < 0 {
