@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -81,119 +80,10 @@ type running struct {
 	ended  chan error // the engine's result
 }
 
-// end asks for the capture's end. Who asks first gives the reason.
-func (r *running) end(why stopping) {
-	select {
-	case r.stop <- why:
-	default: // it is ending already
-	}
-}
-
 func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
-}
-
-// supervise waits for the capture's end and carries it out.
-func (c *capture) supervise(r *running) {
-	why := <-r.stop
-	c.log.Info("capture ends", "reason", why.reason)
-	problem := why.err
-	note := func(err error) {
-		if err != nil {
-			c.log.Error("stop capture", "err", err)
-			problem = errors.Join(problem, err)
-		}
-	}
-	// The exact stop: no rule leads here any more; no packet is still in the old rules;
-	// everything that was logged is read; then the kernel's counters are final.
-	note(c.d.table.Unhook(c.id))
-	graceperiod()
-	r.engine.drain()
-	<-r.engine.drained
-	kernel, err := c.d.table.Counters(c.id)
-	note(err)
-	counts, warnings := settle(kernel, err == nil, r.reader.Stats().Groups, &r.engine.live)
-	r.final <- finalCounts{tail: counts.LostBy.Tail}
-	note(c.d.table.Remove(c.id))
-	c.d.own.detach(c)
-	stopped := now()
-	if err := <-r.ended; err != nil {
-		if why.err == nil || why.reason == wire.StopNoSpace {
-			why = writeFailure(err)
-		}
-		note(err)
-	}
-	arrived := batchesOf(r.reader.Stats())
-	if err := r.reader.Close(); err != nil {
-		note(err)
-	}
-	c.d.shares.give(r.share)
-	c.trimming.Wait()
-
-	c.mu.Lock()
-	rec := &c.record.Capture
-	c.running, c.open, c.batches = nil, nil, arrived
-	lost := rec.Packets.LostBy.Write // segmentFinished has noted it there
-	rec.Packets = counts
-	rec.Packets.Captured -= lost
-	rec.Packets.LostBy.Write = lost
-	if rec.Packets.Lost != nil {
-		*rec.Packets.Lost += lost
-	}
-	rec.Bytes.Written = 0 // segmentFinished has summed up Captured
-	for f := range filesHere(rec) {
-		rec.Bytes.Written += f.Bytes
-	}
-	if rec.Removed != nil {
-		rec.Bytes.Written += rec.Removed.Bytes
-	}
-	rec.Stopped, rec.StopReason = stopped, why.reason
-	c.d.meter.halted(why.reason) // with the record, so that the two never disagree
-	if rec.Stream {
-		rec.Bytes.Captured, rec.Bytes.Written = r.engine.live.bytes.Load(), r.engine.live.written.Load()
-	}
-	for _, w := range warnings {
-		c.warnLocked(w)
-	}
-	c.warnHeldBackLocked(kernel)
-	if problem != nil {
-		rec.Error = stopProblem(why, problem)
-	}
-	if rec.Destination != "" {
-		rec.Status = wire.StatusDelivering
-	} else {
-		c.finishLocked()
-	}
-	c.tellLocked(wire.EventStopped, nil)
-	c.tellEndLocked()
-	c.mu.Unlock()
-	c.saveOrLog()
-	close(c.halted)
-	c.d.captureHalted(c)
-}
-
-// runningNow is nil where the capture does not run.
-func (c *capture) runningNow() *running {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.running
-}
-
-// stopNow asks a running capture to end and waits until it has.
-func (c *capture) stopNow(ctx context.Context, reason string) error {
-	r := c.runningNow()
-	if r == nil {
-		return nil
-	}
-	r.end(stopping{reason: reason})
-	select {
-	case <-c.halted:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // segmentOpened is called by the engine; it must not wait for a disk.
@@ -327,14 +217,6 @@ func startProblem(err error) error {
 		return &wire.Error{Status: http.StatusUnprocessableEntity, Code: wire.CodeUnsupported, Message: fmt.Sprintf("start capture: %v", err), Hint: lack.Mend}
 	}
 	return &wire.Error{Status: http.StatusInternalServerError, Code: wire.CodeInternal, Message: fmt.Sprintf("start capture: %v", err)}
-}
-
-// stopProblem tells why a capture ended otherwise than it was asked to.
-func stopProblem(why stopping, err error) *wire.Problem {
-	if why.reason == wire.StopNoSpace {
-		return &wire.Problem{Code: wire.CodeNoSpace, Message: err.Error(), Hint: noSpaceHint}
-	}
-	return &wire.Problem{Code: wire.CodeInternal, Message: err.Error()}
 }
 
 const noSpaceHint = "make room (capctl list --all, capctl rm CAPTURE), raise limits.spool_size, or keep the newest files only (--ring N)"
