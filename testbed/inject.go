@@ -16,10 +16,13 @@ import (
 // InjectOptions says which frames Inject makes. The zero values of all but Interface and
 // Count are usable.
 type InjectOptions struct {
-	Interface   string     // the device that the frames seem to arrive on
-	Count       int        // frames
-	Length      int        // bytes of a frame with its 14-byte Ethernet header, without FCS: 42 to about 3400; 0 = 60
-	Rate        float64    // frames/s; 0 = as fast as the CPU goes
+	Interface string // the device that the frames seem to arrive on
+	Count     int    // frames
+	Length    int    // bytes of a frame with its 14-byte Ethernet header, without FCS: 42 to about 3400; 0 = 60
+	// Rate is how many frames/s there are at most; 0 = as fast as the CPU goes. From 1,000 on
+	// it is about a tenth of this, because the kernel takes some 25 ms for a call of more than
+	// one frame, with whatever many.
+	Rate        float64
 	Flows       int        // source ports 4000, 4001, … used in turn, at most 1000; 0 = 1
 	Pin         bool       // run on CPU alone
 	CPU         int        // with Pin

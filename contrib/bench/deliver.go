@@ -201,7 +201,7 @@ func deliverOnce(b *bench, d *capd, to store, profile, file string) (speed, erro
 		return speed{}, err
 	}
 	err = await("1 GiB to be captured", 5*time.Minute, func() (bool, error) {
-		_, err := testbed.Inject(b.bed.b, testbed.InjectOptions{Interface: device, Count: 100_000, Length: 1400, Rate: 100_000})
+		_, err := testbed.Inject(b.bed.b, testbed.InjectOptions{Interface: device, Count: 100_000, Length: 1400})
 		if err != nil {
 			return false, err
 		}
