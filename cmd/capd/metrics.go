@@ -21,7 +21,8 @@ user in the group capd-view: systemctl enable --now capd-metrics. Where capd its
 internet sockets it starts this as a child, if metrics_listen is set.
 
   --config FILE        capd's configuration (default ` + config.DefaultPath + `, or $CAPD_CONFIG)
-  --listen HOST:PORT   where to listen (default: metrics_listen of the configuration)
+  --listen HOST:PORT   where to listen (default: metrics_listen of the configuration, or
+                       $CAPD_METRICS_LISTEN)
   --socket PATH        capd's socket (default: socket of the configuration, or $CAPD_SOCKET)
 `
 

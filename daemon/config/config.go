@@ -367,8 +367,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// ApplyEnv lays the environment over the file: CAPD_SOCKET, CAPD_STATE_DIR, CAPD_HOST
-// and CAPD_LOG_LEVEL, where they are not empty.
+// ApplyEnv lays the environment over the file: CAPD_SOCKET, CAPD_STATE_DIR, CAPD_HOST,
+// CAPD_LOG_LEVEL and CAPD_METRICS_LISTEN, where they are not empty.
 func (c *Config) ApplyEnv(getenv func(string) string) error {
 	var errs []error
 	for _, v := range []struct {
@@ -379,6 +379,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) error {
 		{"CAPD_STATE_DIR", absPath(&c.Daemon.StateDir)},
 		{"CAPD_HOST", hostLabel(&c.Daemon.Host)},
 		{"CAPD_LOG_LEVEL", logLevel(&c.Daemon.LogLevel)},
+		{"CAPD_METRICS_LISTEN", offOr(&c.Daemon.MetricsListen, listenAddress)},
 	} {
 		if value := getenv(v.name); value != "" {
 			if m := v.set(value); m != nil {

@@ -233,10 +233,10 @@ func TestLoadMissing(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env := func(vars map[string]string) func(string) string { return func(k string) string { return vars[k] } }
 	c := Default()
-	if err := c.ApplyEnv(env(map[string]string{"CAPD_SOCKET": "/x/s", "CAPD_STATE_DIR": "/x", "CAPD_LOG_LEVEL": "warn", "CAPD_HOST": "h"})); err != nil {
+	if err := c.ApplyEnv(env(map[string]string{"CAPD_SOCKET": "/x/s", "CAPD_STATE_DIR": "/x", "CAPD_LOG_LEVEL": "warn", "CAPD_HOST": "h", "CAPD_METRICS_LISTEN": "127.0.0.1:9470"})); err != nil {
 		t.Fatal(err)
 	}
-	if c.Daemon.Socket != "/x/s" || c.SpoolDir() != "/x/spool" || c.Daemon.LogLevel != slog.LevelWarn || c.Daemon.Host != "h" {
+	if c.Daemon.Socket != "/x/s" || c.SpoolDir() != "/x/spool" || c.Daemon.LogLevel != slog.LevelWarn || c.Daemon.Host != "h" || c.Daemon.MetricsListen != "127.0.0.1:9470" {
 		t.Errorf("%+v", c.Daemon)
 	}
 	err := Default().ApplyEnv(env(map[string]string{"CAPD_SOCKET": "run", "CAPD_LOG_LEVEL": "loud"}))
