@@ -36,7 +36,8 @@ func (a *app) mergeCommand() *cobra.Command {
 		Long: `merge joins capture files into one pcapng in the order of their packets' times, so that
 one packet's way through several boxes stands in adjacent lines. FILEs are pcapng or
 classic pcap, also compressed (.zst) or sealed (.age, with --identity); of a DIR all
-that are below it. Memory stays bounded, however large they are.
+that are below it, but for those that merge itself wrote. Memory stays bounded, however
+large they are.
 
 Interfaces are named host/interface. The host is what the file itself says, else the
 manifest.json beside it, else the file's name; HOST=FILE says it. The
@@ -244,12 +245,38 @@ func (s *mergeSet) add(arg string) error {
 		if err != nil || !e.Type().IsRegular() || !isCaptureName(e.Name()) {
 			return err
 		}
+		if s.isMerged(path) {
+			s.app.note("%s is left out: merge wrote it, and its packets stand in the files beside it (name it, to have it too)", path)
+			return nil
+		}
 		return s.file(host, path, false)
 	})
 	if err == nil && len(s.inputs) == before {
 		err = failf("no capture files in %s (.pcapng, .pcap, also with .zst and .age)", path)
 	}
 	return err
+}
+
+// mergedFrom is what the comment of a merged file begins with.
+const mergedFrom = "merged from "
+
+// isMerged tells whether a file is one that merge wrote. What cannot be read is none.
+func (s *mergeSet) isMerged(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	u, err := s.unsealed(f)
+	if err != nil {
+		return false
+	}
+	defer u.Close()
+	b, err := pcapng.NewReader(u).Next()
+	if err != nil || b.Type != pcapng.TypeSection {
+		return false
+	}
+	section, err := b.Section()
+	return err == nil && strings.HasPrefix(section.Application, "capctl ") && strings.HasPrefix(section.Comment, mergedFrom)
 }
 
 // extensions of capture files.
@@ -357,7 +384,7 @@ func (s *mergeSet) readManifests(dir string) {
 
 // comment is what the merged file says of its hosts' clocks.
 func (s *mergeSet) comment(hosts []string) string {
-	lines := []string{fmt.Sprintf("merged from %s by capctl %s", plural(uint64(len(s.inputs)), "file", "files"), wire.Version)}
+	lines := []string{fmt.Sprintf(mergedFrom+"%s by capctl %s", plural(uint64(len(s.inputs)), "file", "files"), wire.Version)}
 	for _, host := range hosts {
 		line := "host " + orElse(host, "(unknown)") + ": " + s.clocks.text(host)
 		if d := s.shifts[host]; d != 0 {

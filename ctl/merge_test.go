@@ -46,6 +46,19 @@ func TestMergeDelivered(t *testing.T) {
 	if text := testbed.Run(t, "capinfos", out); !strings.Contains(text, "host "+host+": clock ") || !strings.Contains(text, "synchronized") {
 		t.Errorf("nothing about the clock: %s", text)
 	}
+	// What it wrote itself it does not take for one more capture.
+	beside := filepath.Join(dir, "beside")
+	if err := os.Mkdir(beside, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	again := filepath.Join(beside, "again.pcapng")
+	d.Must("merge", "-o", again, sftp)
+	if r := d.Capctl("merge", "-f", "-o", again, sftp, beside); r.Code != 1 || !strings.Contains(r.Stderr, again+" is left out: merge wrote it") || !strings.Contains(r.Stderr, "no capture files in "+beside) {
+		t.Errorf("%+v", r)
+	}
+	if r := d.Capctl("merge", "-f", "-o", filepath.Join(dir, "twice.pcapng"), sftp, again); r.Code != 0 || !strings.Contains(r.Stderr, "600 packets from ") {
+		t.Errorf("%+v", r)
+	}
 	if r := d.Capctl("merge", "-o", out, sftp); r.Code != 1 || !strings.Contains(r.Stderr, "is there already") {
 		t.Errorf("%+v", r)
 	}
