@@ -7,18 +7,21 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"capd/ctl/client"
 	"capd/ctl/wire"
 )
 
 // completionPatience is how long a shell is kept waiting for capd at a press of TAB, and
-// for one behind ssh.
+// for those behind ssh, of which the first completionBoxes are asked.
 const (
 	completionPatience    = 2 * time.Second
 	completionPatienceSSH = 3 * time.Second
+	completionBoxes       = 32
 )
 
 // many is the number of captures that a command takes which takes any.
@@ -32,9 +35,9 @@ func (a *app) completionCommand() *cobra.Command {
 		GroupID: groupOther,
 		Short:   "completion for bash, zsh, fish or powershell",
 		Long: `completion prints a script that completes capctl's commands and flags, and asks capd for
-captures, destinations and interfaces; with -H the first of these boxes, where ssh needs
-no password. Load it into the shell that runs, or put it where the shell
-looks for such scripts.`,
+captures, destinations and interfaces; with -H these boxes, where ssh needs no password:
+what all of them have that answer in time. Load it into the shell that runs, or put it
+where the shell looks for such scripts.`,
 		Example: `  source <(capctl completion bash)                                   this bash
   capctl completion bash > /etc/bash_completion.d/capctl             every bash
   capctl completion zsh > "${fpath[1]}/_capctl"                      every zsh
@@ -107,60 +110,97 @@ func (a *app) completeCapture(most int, wants func(wire.Capture) bool) cobra.Com
 		if len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		ctx, cancel := a.completeOn(cmd)
-		defer cancel()
-		captures, err := a.client().List(ctx, true)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+		var offers [][]cobra.Completion
+		for _, captures := range ask(a, cmd, func(ctx context.Context, capd *client.Client) ([]wire.Capture, error) { return capd.List(ctx, true) }) {
+			offers = append(offers, a.offerCaptures(captures, args, word, wants))
 		}
-		ids := shortIDs(captures)
-		names := map[string]bool{}
-		var found []cobra.Completion
-		add := func(text, about string) {
-			if strings.HasPrefix(text, word) && !slices.Contains(args, text) {
-				found = append(found, cobra.CompletionWithDesc(text, about))
-			}
-		}
-		for i, c := range captures {
-			if wants != nil && !wants(c) {
-				names[c.Name] = true // the name means this one, and not an older one
-				continue
-			}
-			begun := c.Submitted
-			about := clean(strings.Join(strings.Fields(c.Status+" "+c.Name+" "+filterText(c.StartRequest)), " "))
-			about = fmt.Sprintf("%s, %s old", about, shortAge(a.now().Sub(begun.Time)))
-			if len(word) > shortID && strings.HasPrefix(c.ID, word) {
-				add(c.ID, about)
-			} else {
-				add(ids[i], about)
-			}
-			if c.Name != "" && clean(c.Name) == c.Name && !names[c.Name] {
-				names[c.Name] = true
-				add(c.Name, about)
-			}
-		}
-		return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+		return common(offers), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 	}
 }
 
-// completeOn has completion ask the first box that -H names, where ssh gets there without
-// a question, and bounds how long.
-func (a *app) completeOn(cmd *cobra.Command) (context.Context, context.CancelFunc) {
-	patience := completionPatience
-	if len(a.hosts) > 0 && a.box == nil {
-		// Not through cobra's PersistentPreRunE: completion does not run it.
-		a.socketGiven = cmd.Flags().Changed("socket")
-		if boxes, err := a.boxes(); err == nil && len(boxes) > 0 {
-			d := boxes[0].dialer
-			if len(d.Command) == 0 {
-				d.Command = []string{"ssh"}
-			}
-			d.Command = append(d.Command, "-o", "BatchMode=yes")
-			a.enter(boxes[0])
-			patience = completionPatienceSSH
+// offerCaptures are the ids and names of one capd's captures that complete a word, without
+// those that stand in args already.
+func (a *app) offerCaptures(captures []wire.Capture, args []string, word string, wants func(wire.Capture) bool) (found []cobra.Completion) {
+	ids := shortIDs(captures)
+	names := map[string]bool{}
+	add := func(text, about string) {
+		if strings.HasPrefix(text, word) && !slices.Contains(args, text) {
+			found = append(found, cobra.CompletionWithDesc(text, about))
 		}
 	}
-	return context.WithTimeout(cmd.Context(), patience)
+	for i, c := range captures {
+		if wants != nil && !wants(c) {
+			names[c.Name] = true // the name means this one, and not an older one
+			continue
+		}
+		about := clean(strings.Join(strings.Fields(c.Status+" "+c.Name+" "+filterText(c.StartRequest)), " "))
+		about = fmt.Sprintf("%s, %s old", about, shortAge(a.now().Sub(c.Submitted.Time)))
+		if len(word) > shortID && strings.HasPrefix(c.ID, word) {
+			add(c.ID, about)
+		} else {
+			add(ids[i], about)
+		}
+		if c.Name != "" && clean(c.Name) == c.Name && !names[c.Name] {
+			names[c.Name] = true
+			add(c.Name, about)
+		}
+	}
+	return found
+}
+
+// ask puts a question to the capd here, or to those of the boxes that -H names, all at
+// once and where ssh gets there without a question of its own. It gives the answers of
+// those that answered in time.
+func ask[T any](a *app, cmd *cobra.Command, question func(context.Context, *client.Client) (T, error)) []T {
+	patience, asked := completionPatience, []*client.Client{a.client()}
+	if len(a.hosts) > 0 && a.box == nil {
+		patience, asked = completionPatienceSSH, nil
+		// Not through cobra's PersistentPreRunE: completion does not run it.
+		a.socketGiven = cmd.Flags().Changed("socket")
+		boxes, err := a.boxes()
+		if err != nil {
+			return nil
+		}
+		for _, b := range boxes[:min(len(boxes), completionBoxes)] {
+			if len(b.dialer.Command) == 0 {
+				b.dialer.Command = []string{"ssh"}
+			}
+			b.dialer.Command = slices.Concat(b.dialer.Command, []string{"-o", "BatchMode=yes"})
+			asked = append(asked, a.clientOf(b))
+		}
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), patience)
+	defer cancel()
+	answers := make([]T, len(asked))
+	errs := make([]error, len(asked))
+	var tasks sync.WaitGroup
+	for i, capd := range asked {
+		tasks.Go(func() { answers[i], errs[i] = question(ctx, capd) })
+	}
+	tasks.Wait()
+	var told []T
+	for i, err := range errs {
+		if err == nil {
+			told = append(told, answers[i])
+		}
+	}
+	return told
+}
+
+// common gives what every box offers, as the first describes it: a command for several
+// boxes is right where each of them knows what it names.
+func common(offers [][]cobra.Completion) (all []cobra.Completion) {
+	text := func(c cobra.Completion) string { before, _, _ := strings.Cut(c, "\t"); return before }
+	for n, offer := range offers {
+		if n == 0 {
+			all = offer
+			continue
+		}
+		all = slices.DeleteFunc(all, func(c cobra.Completion) bool {
+			return !slices.ContainsFunc(offer, func(other cobra.Completion) bool { return text(other) == text(c) })
+		})
+	}
+	return all
 }
 
 // completeDestination completes the names of profiles.
@@ -172,19 +212,19 @@ func (a *app) completeDestination(cmd *cobra.Command, args []string, word string
 }
 
 func (a *app) destinations(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := a.completeOn(cmd)
-	defer cancel()
-	list, err := a.client().Destinations(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var found []cobra.Completion
-	for _, d := range list {
-		if strings.HasPrefix(d.Name, word) {
-			found = append(found, cobra.CompletionWithDesc(d.Name, clean(d.Type+" "+d.URL)))
+	var offers [][]cobra.Completion
+	for _, list := range ask(a, cmd, func(ctx context.Context, capd *client.Client) ([]wire.Destination, error) {
+		return capd.Destinations(ctx)
+	}) {
+		var offer []cobra.Completion
+		for _, d := range list {
+			if strings.HasPrefix(d.Name, word) {
+				offer = append(offer, cobra.CompletionWithDesc(d.Name, clean(d.Type+" "+d.URL)))
+			}
 		}
+		offers = append(offers, offer)
 	}
-	return found, cobra.ShellCompDirectiveNoFileComp
+	return common(offers), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeRequest completes the values of the flags of start and explain.
@@ -219,20 +259,25 @@ func (a *app) completeRequest(cmd *cobra.Command) {
 // completeInterface completes the interfaces of capd's namespace, as it tells them, or
 // those of this machine where capd does not answer.
 func (a *app) completeInterface(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := a.completeOn(cmd)
-	defer cancel()
-	status, err := a.client().Status(ctx)
-	names := status.Interfaces
-	if err != nil && a.box == nil {
-		names = a.localInterfaces()
+	statuses := a.statuses(cmd)
+	if len(statuses) == 0 && len(a.hosts) == 0 {
+		statuses = []wire.Status{{Interfaces: a.localInterfaces()}}
 	}
-	var found []cobra.Completion
-	for _, name := range names {
-		if strings.HasPrefix(name, word) && clean(name) == name {
-			found = append(found, name)
+	var offers [][]cobra.Completion
+	for _, status := range statuses {
+		var offer []cobra.Completion
+		for _, name := range status.Interfaces {
+			if strings.HasPrefix(name, word) && clean(name) == name {
+				offer = append(offer, name)
+			}
 		}
+		offers = append(offers, offer)
 	}
-	return found, cobra.ShellCompDirectiveNoFileComp
+	return common(offers), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) statuses(cmd *cobra.Command) []wire.Status {
+	return ask(a, cmd, func(ctx context.Context, capd *client.Client) (wire.Status, error) { return capd.Status(ctx) })
 }
 
 // localInterfaces are those of this machine.
@@ -253,14 +298,13 @@ func (a *app) localInterfaces() (names []string) {
 // completeHooks completes a list of hooks, the last word of it. Such as the box's kernel
 // lacks are left out, where capd tells.
 func (a *app) completeHooks(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := a.completeOn(cmd)
-	defer cancel()
-	status, _ := a.client().Status(ctx) // without an answer all are offered
+	statuses := a.statuses(cmd) // without an answer all are offered
 	before := word[:strings.LastIndexByte(word, ',')+1]
 	given := strings.Split(before, ",")
 	var found []cobra.Completion
 	for _, h := range hooks {
-		if can, told := status.Features[h]; told && !can {
+		lacks := func(s wire.Status) bool { can, told := s.Features[h]; return told && !can }
+		if slices.ContainsFunc(statuses, lacks) {
 			continue
 		}
 		if !slices.Contains(given, h) && strings.HasPrefix(before+h, word) {

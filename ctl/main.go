@@ -202,16 +202,22 @@ pcapng and delivers the files to a server of yours over SFTP or S3, checked.`,
 // client gives the connection to capd, made at its first use, when the flags are known.
 func (a *app) client() *client.Client {
 	if a.capd == nil {
-		socket := a.socket
-		if a.netns != "" {
-			socket = wire.NetnsSocket(a.netns)
-		}
-		a.capd = &client.Client{Socket: socket, UserAgent: "capctl/" + wire.Version}
-		if a.box != nil {
-			a.capd.Dial = a.box.dialer.Dial
-		}
+		a.capd = a.clientOf(a.box)
 	}
 	return a.capd
+}
+
+// clientOf speaks to the capd of a box, or to the one here where that is nil.
+func (a *app) clientOf(b *box) *client.Client {
+	socket := a.socket
+	if a.netns != "" {
+		socket = wire.NetnsSocket(a.netns)
+	}
+	capd := &client.Client{Socket: socket, UserAgent: "capctl/" + wire.Version}
+	if b != nil {
+		capd.Dial = b.dialer.Dial
+	}
+	return capd
 }
 
 // checkNetns refuses a --netns that names no namespace, or a capd that --socket names too.
