@@ -2,12 +2,16 @@ package ctl
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -63,7 +67,7 @@ func (a *app) examine(ctx context.Context) (wire.Doctor, error) {
 		return d, err // what can be seen from here is another machine's
 	case errors.Is(err, client.ErrUnreachable):
 		_, message, hint := verdict(err)
-		d.Findings = append([]wire.Finding{{ID: "capd", Level: wire.LevelError, Message: message, Hint: hint}}, a.kernelFindings()...)
+		d.Findings = slices.Concat([]wire.Finding{{ID: "capd", Level: wire.LevelError, Message: message, Hint: hint}}, a.lastWords(soon), a.kernelFindings())
 	case err != nil:
 		return d, err
 	default:
@@ -152,6 +156,35 @@ func (a *app) destinationFinding(ctx context.Context, d wire.Destination) wire.F
 		}
 	}
 	return f
+}
+
+// lastWords tells what capd said last in the journal, where that is why it ended. Its
+// errors name their mends.
+func (a *app) lastWords(ctx context.Context) []wire.Finding {
+	unit, again := "capd.service", "systemctl reset-failed capd.service capd.socket && systemctl restart capd.socket capd.service"
+	if a.netns != "" {
+		unit, again = "capd@"+a.netns+".service", strings.NewReplacer("capd.", "capd@"+a.netns+".").Replace(again)
+	}
+	// One that stands in nobody's way: no journal, or no right to read it, is no finding.
+	said, err := exec.CommandContext(ctx, "journalctl", "--boot", "--unit", unit, "--lines", "1", "--output", "json",
+		"_TRANSPORT=journal", "_COMM=capd").Output()
+	if err != nil {
+		return nil
+	}
+	var entry struct {
+		Message  string `json:"MESSAGE"`
+		Priority string `json:"PRIORITY"`
+		Time     string `json:"__REALTIME_TIMESTAMP"` // microseconds
+	}
+	us := int64(0)
+	if json.Unmarshal(said, &entry) == nil {
+		us, _ = strconv.ParseInt(entry.Time, 10, 64)
+	}
+	if us == 0 || entry.Priority > "3" { // 3: err (syslog(3))
+		return nil
+	}
+	return []wire.Finding{{ID: "journal", Level: wire.LevelError, Hint: "when that is mended: " + again,
+		Message: fmt.Sprintf("what capd said last, %s: %s", a.moment(time.UnixMicro(us)), clean(entry.Message))}}
 }
 
 // kernelFindings tries the kernel where capd does not answer.

@@ -29,9 +29,17 @@ func Attached() bool {
 // else lines of text to stderr.
 func NewLogger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	if f, ok := stderr.(*os.File); ok && f == os.Stderr && Attached() {
-		return slog.New(New(level, journal.Send, stderr))
+		return slog.New(New(level, sendAsCapd, stderr))
 	}
 	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// sendAsCapd sends a message that journalctl --identifier capd finds, beside what systemd
+// takes from stderr, which bears the program's name by itself.
+func sendAsCapd(message string, priority journal.Priority, fields map[string]string) error {
+	all := map[string]string{"SYSLOG_IDENTIFIER": "capd"}
+	maps.Copy(all, fields)
+	return journal.Send(message, priority, all)
 }
 
 // Send is how a message gets to the journal: journal.Send.
