@@ -59,6 +59,9 @@ func ReadFile(what, file string) ([]byte, error) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
+		if dir := closedFolder(path); dir != "" {
+			return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint(closedHint, dir, dir)
+		}
 		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it")
 	}
 	return data, nil
@@ -83,6 +86,9 @@ func ReadSecret(what, file string) ([]byte, error) {
 		}
 		return nil, Fail(ReasonSecretFile, nil, "%s: there is no file %s", what, path).WithHint("%s", hint)
 	}
+	if dir := closedFolder(path); err != nil && dir != "" {
+		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint(closedHint, dir, dir)
+	}
 	if err != nil {
 		return nil, Fail(ReasonSecretFile, err, "%s", what).WithHint("the delivery process must be able to read it, and nobody else: %s", giveTo(path))
 	}
@@ -105,6 +111,21 @@ func ReadSecret(what, file string) ([]byte, error) {
 		return nil, Fail(ReasonSecretFile, nil, "%s: %s has %d bytes, which cannot be right", what, path, len(data))
 	}
 	return data, nil
+}
+
+const closedHint = "the delivery process must get through %s: chmod o+x %s"
+
+// closedFolder is the topmost folder above a file that this process cannot get through, ""
+// where there is none.
+func closedFolder(path string) (closed string) {
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(filepath.Join(dir, "any")); errors.Is(err, fs.ErrPermission) {
+			closed = dir
+		}
+		if dir == filepath.Dir(dir) {
+			return closed
+		}
+	}
 }
 
 // giveTo is the command that gives a secret's file to this process's user and to nobody
