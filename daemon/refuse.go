@@ -14,13 +14,19 @@ import (
 // there at once.
 const turnAwayTime = 100 * time.Millisecond
 
-// Refuse is for a start that cannot be, because of the configuration. Under a service
-// manager it ends the connections that wait at the socket: for each start that fails they
-// would cause another, until the manager gives up. It tells out what to do then.
+// Refuse is for a start that cannot be, because of the configuration: under a service
+// manager it tells out what to do then, and ends the connections that wait. For each start
+// that fails they would cause another.
 func Refuse(out io.Writer) {
 	if os.Getenv("NOTIFY_SOCKET") != "" {
-		fmt.Fprintln(out, "capd: when that is mended: systemctl restart capd; if it was started too often meanwhile, before that: systemctl reset-failed capd.service capd.socket")
+		fmt.Fprintln(out, "capd: when that is mended: systemctl restart capd")
 	}
+	turnAway()
+}
+
+// turnAway ends the connections that wait at the service manager's socket for a start that
+// has failed, so that whoever waits is told so now.
+func turnAway() {
 	listeners, err := activation.Listeners()
 	if err != nil {
 		return // nothing waits

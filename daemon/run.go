@@ -44,6 +44,7 @@ type Options struct {
 func Run(ctx context.Context, o Options) error {
 	d, err := open(o)
 	if err != nil {
+		turnAway()
 		return err
 	}
 	listener, passed, err := listen(o.Config.Daemon.Socket, o.Log)
