@@ -110,6 +110,9 @@ func (a *app) printCheck(check wire.Check) error {
 	}
 	for _, step := range check.Steps {
 		mark, st := s.glyph("✓", "ok  "), green
+		if step.Hint != "" { // nothing failed, and there is something to be done
+			mark, st = s.glyph("!", "WARN"), yellow
+		}
 		if !step.OK {
 			mark, st = s.glyph("✗", "FAIL"), red
 		}
@@ -120,7 +123,7 @@ func (a *app) printCheck(check wire.Check) error {
 		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
 			return err
 		}
-		if step.Hint != "" && !step.OK {
+		if step.Hint != "" {
 			if _, err := fmt.Fprintf(a.stdout, "%*s hint: %s\n", columnsOf(mark), "", oneLine(step.Hint)); err != nil {
 				return err
 			}

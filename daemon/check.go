@@ -51,8 +51,17 @@ func (c *checkCache) forget() {
 	c.good = nil
 }
 
-// CheckDestination goes through every step of a delivery (api.Daemon).
+// CheckDestination goes through every step of a delivery (api.Daemon). Before them it says
+// where the profile on the disk is another one.
 func (d *Daemon) CheckDestination(ctx context.Context, name string) (wire.Check, error) {
+	check, err := d.check(ctx, name)
+	if err == nil {
+		check.Steps = append(d.staleProfile(name), check.Steps...)
+	}
+	return check, err
+}
+
+func (d *Daemon) check(ctx context.Context, name string) (wire.Check, error) {
 	if _, err := d.profile(name); err != nil {
 		return wire.Check{}, err
 	}
@@ -73,7 +82,7 @@ func (d *Daemon) preflight(ctx context.Context, name string) error {
 	if d.checks.fresh(name) {
 		return nil
 	}
-	check, err := d.CheckDestination(ctx, name)
+	check, err := d.check(ctx, name)
 	if err != nil || check.OK {
 		return err
 	}

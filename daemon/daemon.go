@@ -45,7 +45,9 @@ type Daemon struct {
 	events events
 	meter  meter
 	owned  *ownerships
-	cfg    atomic.Pointer[config.Config] // replaced by a reload; read without mu, which holders of a capture's mu must not take
+	load   func() (*config.Config, error) // reads the configuration's files again
+	read   atomic.Pointer[config.Config]  // what they said when it was taken over
+	cfg    atomic.Pointer[config.Config]  // replaced by a reload; read without mu, which holders of a capture's mu must not take
 
 	mu       sync.Mutex
 	captures map[string]*capture

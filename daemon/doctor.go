@@ -29,6 +29,7 @@ func (d *Daemon) Doctor() wire.Doctor {
 	e.guard(d.config().Limits.MaxPacketRate)
 	e.groups(accessOf(d.config()))
 	e.places(d.Status())
+	e.configuration(d)
 	e.destinations(len(d.config().Destinations))
 	return wire.Doctor{OK: !slices.ContainsFunc(e.findings, func(f wire.Finding) bool { return f.Level == wire.LevelError }), Findings: e.findings}
 }

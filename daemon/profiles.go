@@ -97,8 +97,12 @@ func (d *Daemon) Destinations() []wire.Destination {
 func (d *Daemon) profile(name string) (deliver.Profile, error) {
 	c, ok := d.config().Destinations[name]
 	if !ok {
-		return deliver.Profile{}, &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchDestination,
+		e := &wire.Error{Status: http.StatusNotFound, Code: wire.CodeNoSuchDestination,
 			Message: fmt.Sprintf("there is no destination %q on this box", name), Hint: "see capctl destination list"}
+		if file, err := d.load(); err == nil && file.Destinations[name].Name != "" {
+			e.Hint = "its profile is new on the disk: " + reload
+		}
+		return deliver.Profile{}, e
 	}
 	return profileOf(c), nil
 }

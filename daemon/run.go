@@ -130,7 +130,10 @@ func open(o Options) (*Daemon, error) {
 		log: o.Log, version: o.Version, kernel: kernelRelease(), started: time.Now(),
 		captures: map[string]*capture{}, names: map[string]bool{}, processors: runtime.GOMAXPROCS(0), retired: make(chan struct{}),
 	}
+	d.load = o.Load
+	d.read.Store(cfg)
 	d.cfg.Store(cfg)
+	d.logIgnored(cfg)
 	var err error
 	if d.spool, err = spool.Open(cfg.Daemon.StateDir, cfg.SpoolDir(), cfg.Spool.Kind == config.SpoolMemory); err != nil {
 		return nil, err
@@ -192,6 +195,7 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	fixed.Daemon, fixed.Spool, fixed.Ring = old.Daemon, old.Spool, old.Ring
 	fixed.Daemon.LogLevel = cfg.Daemon.LogLevel
 	fixed.Limits.MaxCaptures = old.Limits.MaxCaptures
+	d.read.Store(cfg)
 	d.cfg.Store(&fixed)
 	o.Level.Set(cfg.Daemon.LogLevel)
 	handler.SetAccess(accessOf(cfg))
@@ -200,6 +204,7 @@ func (d *Daemon) reload(o Options, handler *api.Handler) {
 	d.applyRate()
 	d.expireAnew()
 	d.log.Info("the configuration was read again", "destinations", len(cfg.Destinations))
+	d.logIgnored(cfg)
 	if len(waiting) > 0 {
 		d.log.Warn("changes wait for a restart (systemctl restart capd ends running captures and delivers them)", "in", strings.Join(waiting, ", "))
 	}

@@ -74,6 +74,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitConfig
 	}
 	if *check {
+		for _, file := range cfg.Ignored {
+			fmt.Fprintf(stderr, "capd: warning: %s is not read: a profile is a file NAME.toml\n", file)
+		}
 		fmt.Fprintln(stdout, "the configuration is good")
 		return 0
 	}

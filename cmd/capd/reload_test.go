@@ -71,6 +71,73 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// Whoever edits a profile, or gives it a name that is not read, and looks whether it works,
+// is told that capd goes by something else; and not what the file says.
+func TestConfigurationOnDisk(t *testing.T) {
+	d := testbed.StartDaemon(t, "", "")
+	dir := filepath.Join(d.Dir, "destinations.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const profile = "# %s\ntype = \"sftp\"\naddress = \"127.0.0.1:%d\"\nuser = \"x\"\nprivate_key = \"/k\"\nknown_hosts = \"/h\"\n"
+	reload := func() {
+		t.Helper()
+		before := strings.Count(d.Log.String(), "was read again")
+		d.Signal(syscall.SIGHUP)
+		if !eventually(func() bool { return strings.Count(d.Log.String(), "was read again") > before }) {
+			t.Fatalf("no reload: %s", d.Log)
+		}
+	}
+	says := func(exit int, want string, args ...string) {
+		t.Helper()
+		r := d.Capctl(args...)
+		if out := r.Stdout + r.Stderr; r.Code != exit || want != "" && !strings.Contains(out, want) || want == "" && strings.Contains(out, "on the disk") {
+			t.Errorf("%q: exit code %d, want %d; it does not say %q: %s", args, r.Code, exit, want, out)
+		}
+	}
+	check := []string{"destination", "check", "soc"}
+	write("soc.toml", fmt.Sprintf(profile, "new", 1))
+	says(5, "its profile is new on the disk: systemctl reload capd", check...)
+	says(0, "was changed on the disk since capd read it", "doctor", "--json")
+	reload()
+	says(7, "", check...)
+	write("soc.toml", fmt.Sprintf(profile, "another comment is no change", 1))
+	says(7, "", check...)
+	write("soc.toml", fmt.Sprintf(profile, "edited", 2))
+	says(7, "! profile", check...)
+	says(7, "systemctl reload capd, then check again", check...)
+	says(1, "was changed on the disk since capd read it", "doctor", "--json") // and it does not work
+	write("soc.toml", "no profile: s3cret\n")
+	says(7, "the configuration on the disk has mistakes", check...)
+	says(1, "the configuration on the disk has mistakes", "doctor", "--json")
+	if r := d.Capctl(check...); strings.Contains(r.Stdout+r.Stderr, "s3cret") {
+		t.Errorf("the file's text is in the answer: %s%s", r.Stdout, r.Stderr)
+	}
+	if err := os.Remove(filepath.Join(dir, "soc.toml")); err != nil {
+		t.Fatal(err)
+	}
+	says(7, "it is not in the configuration on the disk any more", check...)
+
+	// A name that is not read.
+	write("soc.conf", fmt.Sprintf(profile, "", 1))
+	reload()
+	want := filepath.Join(dir, "soc.conf") + " is not read: a profile is a file NAME.toml"
+	if !strings.Contains(d.Log.String(), want) {
+		t.Errorf("the log does not say %q: %s", want, d.Log)
+	}
+	says(0, want, "doctor", "--json")
+	out, err := exec.Command(filepath.Join(testbed.Build(t), "capd"), "--check-config", "--config", filepath.Join(d.Dir, "capd.toml")).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "capd: warning: "+want) {
+		t.Errorf("--check-config: %v: %s", err, out)
+	}
+}
+
 // A start that fails under systemd leaves no connection at the socket that systemd holds:
 // whoever waits is told so at once, and systemd does not start capd for it again and again.
 // With a bad configuration it says what to do then.

@@ -27,6 +27,7 @@ const DestinationsDir = "destinations.d"
 // Config is the whole configuration, checked, with defaults filled in.
 type Config struct {
 	Files        []string // what was read, in order; empty: the defaults alone
+	Ignored      []string // what lies beside the profiles and is none, though perhaps meant to be
 	Daemon       Daemon
 	Access       Access
 	Limits       Limits
@@ -277,10 +278,16 @@ func load(path string, mayMiss bool) (*Config, error) {
 	var errs []error
 	for _, entry := range entries {
 		name, isProfile := strings.CutSuffix(entry.Name(), ".toml")
-		if !isProfile || strings.HasPrefix(name, ".") {
-			continue // an editor's or a package manager's leavings
-		}
 		file := filepath.Join(dir, entry.Name())
+		if strings.HasPrefix(name, ".") {
+			continue
+		}
+		if !isProfile {
+			if !entry.IsDir() && !leaving(name) {
+				c.Ignored = append(c.Ignored, file)
+			}
+			continue
+		}
 		text, err := readFile(file)
 		if err != nil {
 			errs = append(errs, err)
@@ -296,6 +303,12 @@ func load(path string, mayMiss bool) (*Config, error) {
 		return nil, errors.Join(errs...)
 	}
 	return c, nil
+}
+
+// leaving tells by its name that a file beside the profiles is meant to be none: one that was
+// put aside or left over by an editor or a package manager (soc.toml.bak, soc.toml~), a README.
+func leaving(name string) bool {
+	return strings.Contains(name, ".toml") || strings.HasPrefix(name, "README") || strings.HasSuffix(name, "~")
 }
 
 // Parse reads the text of a capd.toml; name is what errors call the file. The

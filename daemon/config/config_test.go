@@ -182,6 +182,9 @@ func TestLoad(t *testing.T) {
 		"destinations.d/soc.toml~":       "not read",
 		"destinations.d/.soc.toml":       "not read",
 		"destinations.d/soc.toml.rpmnew": "not read",
+		"destinations.d/README.md":       "not read",
+		"destinations.d/lab.conf":        "not read, and told of",
+		"destinations.d/x":               "not read, and told of",
 	})
 	c, err := Load(filepath.Join(dir, "capd.toml"))
 	if err != nil {
@@ -192,6 +195,9 @@ func TestLoad(t *testing.T) {
 	}
 	if want := []string{filepath.Join(dir, "capd.toml"), filepath.Join(dir, "destinations.d/soc.toml")}; !reflect.DeepEqual(c.Files, want) {
 		t.Errorf("files %v, want %v", c.Files, want)
+	}
+	if want := []string{filepath.Join(dir, "destinations.d/lab.conf"), filepath.Join(dir, "destinations.d/x")}; !reflect.DeepEqual(c.Ignored, want) {
+		t.Errorf("ignored %v, want %v", c.Ignored, want)
 	}
 }
 
