@@ -91,6 +91,9 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 		return nil, nil, err
 	}
 	defer release()
+	if err := d.makePlace(ctx); err != nil {
+		return nil, nil, err
+	}
 	if !p.stream {
 		if err := d.anyRoom(); err != nil {
 			return nil, nil, &wire.Error{Status: http.StatusInsufficientStorage, Code: wire.CodeNoSpace, Message: err.Error(), Hint: noSpaceHint}
