@@ -359,6 +359,11 @@ func (d *Daemon) Remove(ctx context.Context, ref string, force bool) error {
 		d.meter.forget(last, c.batches)
 	}
 	d.mu.Unlock()
+	c.mu.Lock()
+	if t := c.expiry.timer; t != nil {
+		t.Stop() // it would hold the capture in memory until limits.retention is over
+	}
+	c.mu.Unlock()
 	c.tell(wire.EventRemoved)
 	return nil
 }
