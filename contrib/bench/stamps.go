@@ -212,8 +212,11 @@ func readStamps(fd, count int, own []int64) ([]int64, error) {
 			continue
 		}
 		messages, err := unix.ParseSocketControlMessage(oob[:m])
-		if err != nil || len(messages) == 0 || messages[0].Header.Type != unix.SO_TIMESTAMPNS {
-			return nil, fmt.Errorf("AF_PACKET gave a packet without a stamp: %v", err)
+		if err != nil {
+			return nil, fmt.Errorf("AF_PACKET's stamp: %w", err)
+		}
+		if len(messages) == 0 || messages[0].Header.Type != unix.SO_TIMESTAMPNS {
+			return nil, errors.New("AF_PACKET gave a packet without a stamp")
 		}
 		stamp, number := messages[0].Data, binary.BigEndian.Uint64(b[headers:])
 		if number >= uint64(count) || kernel[number] != 0 {
