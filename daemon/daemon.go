@@ -133,9 +133,13 @@ func (d *Daemon) begin(ctx context.Context, p *plan, who wire.Requester) (*captu
 	}
 	d.mu.Lock()
 	d.captures[id] = c
+	late := d.closing
 	d.mu.Unlock()
 	c.log.Info("capture runs", "name", p.request.Name, "filter", p.filter.String(), "destination", p.request.Destination, "uid", who.UID)
 	go c.supervise(r)
+	if late { // stopAll has not seen it
+		_ = c.stopNow(context.WithoutCancel(ctx), wire.StopShutdown)
+	}
 	return c, r, nil
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -255,5 +258,46 @@ func TestDeliverTakesSystemdsSocket(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("the delivery process's end: %v: %s", err, log)
+	}
+}
+
+// A capture whose start SIGTERM finds half way is refused, or ends as all others do: none is
+// cut off.
+func TestStartsAtTheStop(t *testing.T) {
+	p := testbed.NewPair(t)
+	d := testbed.StartDaemon(t, p.B, "")
+	for range 5 {
+		var started atomic.Int32
+		var starting sync.WaitGroup
+		for range 4 {
+			starting.Go(func() {
+				for {
+					r := d.Capctl("start", "udp port 5000")
+					if r.Code != 0 {
+						return
+					}
+					started.Add(1)
+					if d.Capctl("stop", strings.TrimSpace(r.Stdout)).Code != 0 {
+						return
+					}
+				}
+			})
+		}
+		await(t, "captures are started", func() bool { return started.Load() > 4 })
+		if code := d.Stop(); code != 0 {
+			t.Errorf("capd's exit code is %d", code)
+		}
+		starting.Wait()
+		noRules(t, p.B)
+		d.Start()
+		var list wire.CaptureList
+		if _, body := d.Call("GET", wire.PathCaptures, ""); json.Unmarshal([]byte(body), &list) != nil || len(list.Captures) < 5 {
+			t.Fatalf("after a restart: %s", body)
+		}
+		for _, c := range list.Captures {
+			if checkCounts(t, c); c.Status != wire.StatusComplete || c.StopReason == wire.StopInterrupted {
+				t.Errorf("after a restart: %s, %s, %+v", c.Status, c.StopReason, c.Error)
+			}
+		}
 	}
 }
