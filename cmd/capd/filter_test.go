@@ -253,13 +253,15 @@ func TestFilterRefusals(t *testing.T) {
 	p := testbed.NewPair(t)
 	d := testbed.StartDaemon(t, p.B, "")
 	for body, want := range map[string][]string{
-		`{"filter": "tcp prot 443"}`:                                    {`"field":"filter"`, "column 5"},
-		`{"filter": "host www.example.com"}`:                            {`"field":"filter"`, "column 6", "--resolve"},
-		`{"filter": "tcp and arp", "hooks": ["prerouting"]}`:            {`"field":"filter"`, "column 9", "ingress"},
-		`{"filter": "tcp and udp"}`:                                     {`"field":"filter"`, "no packet can match"},
-		`{"filter": "udp[4:2] - 8 > 1 and ether host 2:0:0:0:0:1"}`:     {`"field":"filter"`, "column"},
-		`{"filter": "` + strings.Repeat("(", 5000) + `", "name": "x"}`:  {`"field":"filter"`, "column"},
-		`{"filter": "len > 70000000000000000000", "interfaces":["vb"]}`: {`"field":"filter"`, "column 7"},
+		`{"filter": "tcp prot 443"}`:                                                         {`"field":"filter"`, "column 5"},
+		`{"filter": "host www.example.com"}`:                                                 {`"field":"filter"`, "column 6", "--resolve"},
+		`{"filter": "tcp and arp", "hooks": ["prerouting"]}`:                                 {`"field":"filter"`, "column 9", "ingress"},
+		`{"filter": "tcp and udp"}`:                                                          {`"field":"filter"`, "no packet can match"},
+		`{"filter": "ip", "filter_v1": {"source_address": "2001:db8::1"}}`:                   {`"field":"filter"`, "no packet can match"},
+		`{"filter": "ip[8] > ip[1]", "filter_v1": {"destination_address": "2001:db8::/32"}}`: {`"field":"filter"`, "no packet can match"},
+		`{"filter": "udp[4:2] - 8 > 1 and ether host 2:0:0:0:0:1"}`:                          {`"field":"filter"`, "column"},
+		`{"filter": "` + strings.Repeat("(", 5000) + `", "name": "x"}`:                       {`"field":"filter"`, "column"},
+		`{"filter": "len > 70000000000000000000", "interfaces":["vb"]}`:                      {`"field":"filter"`, "column 7"},
 	} {
 		for _, path := range []string{wire.PathCaptures, wire.PathExplain} {
 			status, answer := d.Call("POST", path, body)

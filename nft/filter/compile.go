@@ -56,7 +56,11 @@ func (m Match) equal(other Match) bool { return reflect.DeepEqual(m, other) }
 func leaf(n Node, link Link) ([]Match, error) {
 	switch n := n.(type) {
 	case Address:
-		return []Match{addressMatch(n.Side, n.Prefix, link)}, nil
+		address := addressMatch(n.Side, n.Prefix, link)
+		if link == LinkEthernet {
+			return []Match{address}, nil
+		}
+		return []Match{familyMatch(n.Prefix.Addr().Is4(), link), address}, nil // against another part's family
 	case Transport:
 		return []Match{{Key: L4Proto, Values: []Span{{Lo: []byte{n.Protocol}}}}}, nil
 	case TransportPort:
